@@ -1,0 +1,3 @@
+"""Deduplication of training data on Apache Spark."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Array kernels: NumPy or CuPy by the array, no Spark."""

@@ -1,0 +1,295 @@
+"""Build a Spark session or work with a user's own. The only module that touches the JVM or sparkContext."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spark_dedup import runtime
+from spark_dedup.errors import InputError
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+__all__ = [
+    "active_or_build",
+    "build_session",
+    "check_settings",
+    "is_connect",
+    "job_progress",
+    "require_delta",
+    "resolve_device",
+    "task_slots",
+]
+
+logger = logging.getLogger(__name__)
+
+DELTA_CONF = {
+    "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+    "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+}
+DEVICES = ("auto", "cpu", "gpu")
+
+
+def resolve_device(device: str = "auto", *, master: str | None = None) -> str:
+    """Settle the device once, before any JVM starts.
+
+    Args:
+        device: ``"auto"``, ``"cpu"`` or ``"gpu"``.
+        master: Spark master; on a cluster the GPUs are the executors', so this machine is not asked.
+
+    Returns:
+        ``"cpu"`` or ``"gpu"``.
+
+    Raises:
+        InputError: for another word, or ``"gpu"`` on a local master without a GPU.
+    """
+    if device not in DEVICES:
+        raise InputError(f"device must be one of {', '.join(DEVICES)}, not {device!r}")
+    if device == "cpu":
+        return "cpu"
+    local = master is None or master.startswith("local")
+    if device == "gpu" and local and not runtime.has_gpu():
+        raise InputError(
+            'device="gpu", but nvidia-smi finds no GPU on this machine: use device="cpu" or "auto"'
+        )
+    if device == "auto":
+        return "gpu" if local and runtime.has_gpu() else "cpu"
+    return "gpu"
+
+
+def build_session(
+    app_name: str = "spark-dedup",
+    *,
+    device: str = "auto",
+    master: str | None = None,
+    conf: Mapping[str, Any] | None = None,
+) -> SparkSession:
+    """Return a SparkSession with Delta and, on ``device="gpu"``, the RAPIDS plugin.
+
+    Under ``spark-submit``, on Databricks and with ``SPARK_REMOTE`` set, the session belongs to that
+    environment and only ``conf`` is applied. Otherwise a local session (``local[*]`` unless ``master`` says
+    else) is made from pinned jars, which are fetched once, verified, and work offline after that.
+
+    Args:
+        app_name: name in the Spark UI.
+        device: ``"auto"`` takes a GPU when this machine has one.
+        master: Spark master.
+        conf: settings that win over ours.
+
+    Raises:
+        InputError: no Java, no Spark, no GPU where one is asked for, or versions that do not work together.
+    """
+    resolved = resolve_device(device, master=master)
+    version = runtime.ensure_pyspark()
+    from pyspark.sql import SparkSession
+
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
+    settings: dict[str, str] = {}
+    if not _session_is_given():
+        runtime.ensure_java()
+        settings = _local_settings(version, resolved, master)
+    settings.update({k: str(v) for k, v in (conf or {}).items()})
+    builder = SparkSession.builder.appName(app_name)
+    for key, value in settings.items():
+        builder = builder.config(key, value)
+    with _no_java_chatter():
+        session: SparkSession = builder.getOrCreate()
+    return session
+
+
+def active_or_build(spark: SparkSession | None, *, device: str = "auto") -> SparkSession:
+    """Return the given session, else the active one, else a new one."""
+    if spark is not None:
+        return spark
+    runtime.ensure_pyspark()
+    from pyspark.sql import SparkSession
+
+    return SparkSession.getActiveSession() or build_session(device=device)
+
+
+def _session_is_given() -> bool:
+    given = ("PYSPARK_GATEWAY_PORT", "DATABRICKS_RUNTIME_VERSION", "SPARK_REMOTE")
+    return any(name in os.environ for name in given)
+
+
+def _local_settings(version: str, device: str, master: str | None) -> dict[str, str]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jars = runtime.fetch_jars(version, ("delta", "rapids") if device == "gpu" else ("delta",))
+    here = Path(__file__).resolve().parent
+    settings = {
+        "spark.master": master or "local[*]",
+        "spark.jars": ",".join(str(jar) for jar in jars),
+        **DELTA_CONF,
+        # Half of the machine for the JVM: Python workers and the page cache need the rest.
+        "spark.driver.memory": f"{max(1, min(48, _total_memory_gib() // 2))}g",
+        "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile=file:{here / 'log4j2.properties'}",
+        # Enough for skew, few enough for small input; adaptive execution merges what is small.
+        "spark.sql.shuffle.partitions": str(max(16, 4 * cores)),
+        "spark.sql.adaptive.coalescePartitions.parallelismFirst": "false",
+        # Delta replays its log with 50 tasks by default: seconds of overhead on one machine.
+        "spark.databricks.delta.snapshotPartitions": "2",
+        "spark.sql.sources.parallelPartitionDiscovery.parallelism": str(max(16, 4 * cores)),
+        "spark.sql.execution.arrow.pyspark.enabled": "true",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.ui.enabled": "false",
+    }
+    if device == "gpu":
+        settings.update(_gpu_settings(version, jars))
+    return settings
+
+
+def _gpu_settings(version: str, jars: list[Path]) -> dict[str, str]:
+    supported = runtime.spark_line(version).get("rapids_spark", [])
+    if version not in supported:
+        raise InputError(
+            f"the RAPIDS plugin does not run on Spark {version}; install pyspark=={supported[-1]}"
+        )
+    return {
+        "spark.plugins": "com.nvidia.spark.SQLPlugin",
+        "spark.driver.extraClassPath": str(next(jar for jar in jars if jar.name.startswith("rapids"))),
+        "spark.rapids.sql.enabled": "true",
+        "spark.rapids.sql.concurrentGpuTasks": "2",
+        "spark.rapids.memory.pinnedPool.size": "2g",
+        "spark.sql.files.maxPartitionBytes": "512m",
+    }
+
+
+def _total_memory_gib() -> int:
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return 8
+    limit = Path("/sys/fs/cgroup/memory.max")
+    with contextlib.suppress(OSError, ValueError):
+        total = min(total, int(limit.read_text("ascii")))
+    return int(total) >> 30
+
+
+@contextlib.contextmanager
+def _no_java_chatter() -> Iterator[None]:
+    """Hide what the launcher prints before logging is set up; errors still raise."""
+    try:
+        saved = os.dup(2)
+    except OSError:
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as sink:
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def is_connect(spark: SparkSession) -> bool:
+    """Return whether the session is a Spark Connect one, which has no JVM at hand."""
+    return type(spark).__module__.startswith("pyspark.sql.connect")
+
+
+def require_delta(spark: SparkSession) -> None:
+    """Check that the session can read and write Delta.
+
+    Raises:
+        InputError: with the settings to add.
+    """
+    extensions = spark.conf.get("spark.sql.extensions", "") or ""
+    catalog = spark.conf.get("spark.sql.catalog.spark_catalog", "") or ""
+    if ("DeltaSparkSessionExtension" in extensions and "DeltaCatalog" in catalog) or _on_databricks():
+        return
+    import pyspark
+
+    coordinate = runtime.spark_line(pyspark.__version__)["delta"][0]["coordinate"]
+    wanted = " ".join(f"--conf {key}={value}" for key, value in DELTA_CONF.items())
+    raise InputError(
+        f"this Spark session has no Delta: start it with --packages {coordinate} {wanted}, "
+        "or use spark_dedup.build_session()"
+    )
+
+
+def _on_databricks() -> bool:
+    return "DATABRICKS_RUNTIME_VERSION" in os.environ
+
+
+def task_slots(spark: SparkSession) -> int:
+    """Return how many tasks the session can run at once, as far as it tells."""
+    if not is_connect(spark):
+        return int(spark.sparkContext.defaultParallelism)
+    from pyspark.sql import functions as F
+
+    # A range is cut into as many partitions as there are slots; Connect tells no other way.
+    row = spark.range(4096).select(F.countDistinct(F.spark_partition_id())).first()
+    return int(row[0]) if row else 1
+
+
+def check_settings(spark: SparkSession, wanted: Mapping[str, str], *, reason: str) -> None:
+    """Apply runtime settings to a session; warn of each one that it can no longer take."""
+    for key, value in wanted.items():
+        try:
+            spark.conf.set(key, value)
+        except Exception as error:
+            logger.warning(
+                "%s asks for %s=%s, which this session does not take: %s",
+                reason,
+                key,
+                value,
+                str(error).splitlines()[0],
+            )
+
+
+@contextlib.contextmanager
+def job_progress(spark: SparkSession, description: str) -> Iterator[None]:
+    """Name the Spark jobs started inside the block, and show how far their tasks are.
+
+    A bar on a terminal or in a notebook, a log line every half minute elsewhere. On Spark Connect, whose
+    client draws its own bar, only the start and the end are logged.
+    """
+    logger.info("%s", description)
+    started = time.monotonic()
+    if is_connect(spark):
+        yield
+    else:
+        context = spark.sparkContext
+        before = context.getLocalProperty("spark.job.description")
+        context.setJobDescription(description)
+        done = threading.Event()
+        watcher = threading.Thread(target=_watch, args=(context, description, done), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join(timeout=5)
+            context.setLocalProperty("spark.job.description", before)  # type: ignore[arg-type]
+    logger.info("%s: %.1f s", description, time.monotonic() - started)
+
+
+def _watch(context: Any, description: str, done: threading.Event, every: float = 0.5) -> None:
+    from tqdm.auto import tqdm
+
+    tracker = context.statusTracker()
+    shown = sys.stderr.isatty() or "ipykernel" in sys.modules
+    logged = time.monotonic()
+    with tqdm(desc=description, unit="task", leave=False, disable=not shown, delay=1) as bar:
+        while not done.wait(every):
+            try:
+                stages = [
+                    s for i in tracker.getActiveStageIds() if (s := tracker.getStageInfo(i)) is not None
+                ]
+            except Exception:  # the session was stopped under us: there is nothing left to show
+                return
+            finished, total = sum(s.numCompletedTasks for s in stages), sum(s.numTasks for s in stages)
+            bar.total, bar.n = total, finished
+            bar.refresh()
+            if not shown and total and time.monotonic() - logged > 30:
+                logged = time.monotonic()
+                logger.info("%s: %d of %d tasks", description, finished, total)

@@ -1,0 +1,41 @@
+"""Column names and schemas: the contracts between the modules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pyspark.sql import functions as F
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame
+
+__all__ = ["ID", "LEDGER_COLUMNS", "col", "quote", "require_columns"]
+
+ID = "_curator_dedup_id"
+
+LEDGER_COLUMNS = ("id", "matched_id", "kept_id", "group_id", "method", "score")
+"""One row per record to remove: ids in their own type, group_id and method string, score double."""
+
+
+def quote(name: str) -> str:
+    """Quote one column or table name part for Spark SQL."""
+    return "`" + name.replace("`", "``") + "`"
+
+
+def col(name: str) -> Column:
+    """Return the top-level column called exactly ``name``, whatever characters it holds."""
+    return F.col(quote(name))
+
+
+def require_columns(df: DataFrame, names: Sequence[str], *, where: str) -> None:
+    """Check that ``df`` has the top-level columns ``names``.
+
+    Raises:
+        InputError: naming the absent columns, ``where`` they were looked for, and those that exist.
+    """
+    from spark_dedup.errors import InputError
+
+    missing = [n for n in names if n not in df.columns]
+    if missing:
+        raise InputError(f"column {missing[0]!r} not found in {where}; it has {', '.join(df.columns)}")

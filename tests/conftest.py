@@ -1,0 +1,60 @@
+"""One Spark session for all tests of a worker, small shuffles, no UI."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spark_dedup.session import build_session
+
+TEST_CONF = {
+    "spark.sql.shuffle.partitions": "4",  # test data is tiny: more partitions are only overhead
+    "spark.default.parallelism": "2",
+    "spark.driver.memory": "2g",
+    "spark.sql.adaptive.coalescePartitions.parallelismFirst": "true",
+    "spark.databricks.delta.snapshotPartitions": "1",
+}
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory):
+    """Classic local session with Delta."""
+    session = build_session(
+        "tests",
+        device="cpu",
+        master="local[2]",
+        conf={**TEST_CONF, "spark.sql.warehouse.dir": str(tmp_path_factory.mktemp("warehouse"))},
+    )
+    yield session
+    session.stop()
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """Folder of real data, kept beside the checkout and never committed."""
+    folder = Path(os.environ.get("SPARK_DEDUP_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real data absent: {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_connect(tmp_path_factory):
+    """Run a Python snippet with `spark` bound to a Spark Connect session, in a process of its own.
+
+    A process has either a classic or a Connect session. The snippet asserts; its stdout is returned.
+    """
+    folder = tmp_path_factory.mktemp("connect")
+
+    def run(snippet: str) -> str:
+        script = folder / "snippet.py"
+        script.write_text((Path(__file__).parent / "connect_prelude.py").read_text() + snippet)
+        ran = subprocess.run(
+            [sys.executable, script], capture_output=True, text=True, timeout=300, cwd=folder
+        )
+        assert ran.returncode == 0, ran.stderr[-4000:]
+        return ran.stdout
+
+    return run

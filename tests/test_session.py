@@ -1,0 +1,38 @@
+import pytest
+
+from spark_dedup.errors import InputError
+from spark_dedup.session import build_session, resolve_device, task_slots
+
+
+def test_delta_round_trip(spark, tmp_path):
+    spark.range(3).write.format("delta").save(str(tmp_path / "t"))
+    assert spark.read.format("delta").load(str(tmp_path / "t")).count() == 3
+
+
+def test_gpu_without_gpu_fails_before_the_jvm(monkeypatch):
+    monkeypatch.setattr("spark_dedup.runtime.has_gpu", lambda: False)
+    monkeypatch.setattr(
+        "spark_dedup.runtime.ensure_pyspark", lambda: pytest.fail("the JVM was about to start")
+    )
+    with pytest.raises(InputError, match="nvidia-smi finds no GPU"):
+        build_session(device="gpu")
+
+
+def test_unknown_device():
+    with pytest.raises(InputError, match="auto, cpu, gpu"):
+        resolve_device("tpu")
+
+
+def test_task_slots(spark):
+    assert task_slots(spark) == 2
+
+
+def test_connect_session_reads_and_writes_delta(run_connect):
+    out = run_connect("""
+from spark_dedup.session import is_connect, require_delta, task_slots
+assert is_connect(spark)
+require_delta(spark)
+spark.range(3).write.format("delta").save("t")
+print(spark.read.format("delta").load("t").count(), task_slots(spark))
+""")
+    assert out.split() == ["3", "2"]
