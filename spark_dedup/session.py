@@ -227,8 +227,7 @@ def task_slots(spark: SparkSession) -> int:
     from pyspark.sql import functions as F
 
     # A range is cut into as many partitions as there are slots; Connect tells no other way.
-    row = spark.range(4096).select(F.countDistinct(F.spark_partition_id())).first()
-    return int(row[0]) if row else 1
+    return max(1, spark.range(4096).select(F.spark_partition_id()).distinct().count())
 
 
 def check_settings(spark: SparkSession, wanted: Mapping[str, str], *, reason: str) -> None:

@@ -1,0 +1,88 @@
+"""Paths and the stores behind them: local file systems by the os module, any other through fsspec."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from os import PathLike
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from spark_dedup.errors import InputError
+
+if TYPE_CHECKING:
+    import fsspec
+
+__all__ = ["Location", "delete", "exists", "filesystem", "is_local", "move", "normalise_path", "spark_path"]
+
+Location = str | PathLike[str]
+
+
+def is_local(path: str) -> bool:
+    """Return whether a path lies on this machine's file system."""
+    return urlsplit(path).scheme in ("", "file") or bool(re.match(r"^[A-Za-z]:[\\/]", path))
+
+
+def normalise_path(path: Location) -> str:
+    """Return a local path absolute and without ``file:``, ``dbfs:/`` as its mount, a remote path as it is."""
+    text = os.fspath(path)
+    if re.match(r"^file:/", text):
+        text = unquote(urlsplit(text).path) if "%" in text and not os.path.exists(text[5:]) else text[5:]
+        text = "/" + text.lstrip("/")
+    elif text.startswith("dbfs:/") and os.path.isdir("/dbfs"):
+        text = "/dbfs/" + text[len("dbfs:/") :].lstrip("/")
+    elif "://" in text:
+        return text.rstrip("/")
+    return os.path.abspath(os.path.expanduser(text))
+
+
+def spark_path(path: str) -> str:
+    """Return a path as Spark's readers take it: glob characters escaped, so that a name stands for itself."""
+    escaped = re.sub(r"([\\*?\[\]{}])", r"\\\1", path)
+    return "file://" + escaped if is_local(path) and ":" in path else escaped
+
+
+def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the fsspec file system of a path and the path on it.
+
+    Raises:
+        InputError: naming the package that a remote scheme needs.
+    """
+    import fsspec
+
+    try:
+        found: tuple[fsspec.AbstractFileSystem, str] = fsspec.core.url_to_fs(path)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"cannot reach {path}: {error}") from error
+    return found
+
+
+def exists(path: str) -> bool:
+    """Return whether a path exists on its store."""
+    if is_local(path):
+        return os.path.exists(path)
+    fs, inner = filesystem(path)
+    return bool(fs.exists(inner))
+
+
+def move(source: str, target: str) -> None:
+    """Rename a folder or file on its store."""
+    if is_local(source):
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        os.rename(source, target)
+    else:
+        fs, inner = filesystem(source)
+        fs.mv(inner, filesystem(target)[1], recursive=True)
+
+
+def delete(path: str) -> None:
+    """Delete a folder or file; one that is not there is no error."""
+    if is_local(path):
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path, ignore_errors=True)
+        elif os.path.lexists(path):
+            os.unlink(path)
+    elif exists(path):
+        fs, inner = filesystem(path)
+        fs.rm(inner, recursive=True)
