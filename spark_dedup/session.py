@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "active_or_build",
+    "barrier_slots",
     "build_session",
     "check_settings",
     "is_connect",
@@ -228,6 +230,22 @@ def task_slots(spark: SparkSession) -> int:
 
     # A range is cut into as many partitions as there are slots; Connect tells no other way.
     return max(1, spark.range(4096).select(F.spark_partition_id()).distinct().count())
+
+
+def barrier_slots(spark: SparkSession) -> int:
+    """Return how many tasks a barrier stage may have; 0 where such a stage cannot run.
+
+    Its tasks start together or not at all, so the default parallelism, which users set freely, is no answer.
+    """
+    if (spark.conf.get("spark.dynamicAllocation.enabled", "false") or "").lower() == "true":
+        return 0
+    if not is_connect(spark):
+        context = spark.sparkContext._jsc.sc()
+        profile = context.resourceProfileManager().defaultResourceProfile()
+        return max(1, int(context.maxNumConcurrentTasks(profile)))
+    slots = task_slots(spark)
+    local = re.fullmatch(r"local(?:\[(\d+)(?:,\d+)?\])?", spark.conf.get("spark.master", "") or "")
+    return min(slots, int(local[1] or 1)) if local else slots
 
 
 def check_settings(spark: SparkSession, wanted: Mapping[str, str], *, reason: str) -> None:
