@@ -205,7 +205,9 @@ def read_dataset(
 def _read_files(reader: Any, roots: list[str], filetype: str, extensions: Sequence[str] | None) -> DataFrame:
     endings = extensions or EXTENSIONS[filetype]
     files = list_files(roots, filetype=filetype, extensions=extensions)
-    partitioned = any("=" in part for f in files for part in _below(f.path, roots))
+    # Spark silently leaves out files that lie beside partition folders, so all must be partitioned alike.
+    layouts = {tuple(part.partition("=")[:2] for part in _below(f.path, roots)) for f in files}
+    partitioned = len(layouts) == 1 and all(equals for _, equals in next(iter(layouts), ())) and layouts != {()}
     whole = all(os.path.isdir(r) if is_local(r) else not r.endswith(tuple(endings)) for r in roots)
     if whole:
         reader = reader.option("pathGlobFilter", "*{" + ",".join(e.replace("*", "") for e in endings) + "}")

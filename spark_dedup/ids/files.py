@@ -1,0 +1,155 @@
+"""Files and their id ranges, and how Spark spells the files it reads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from spark_dedup.datasets import FileInfo
+from spark_dedup.errors import InputError
+from spark_dedup.ids.generator import Batch, IdGenerator, hash_files, named_few, stale_error
+from spark_dedup.ids.registry import IdRegistry, changes
+from spark_dedup.ids.rows import Entry
+
+__all__ = ["FileRange", "file_ranges", "match_urls", "path_of"]
+
+Counter = Callable[[Sequence[FileInfo]], Sequence[int]]
+
+
+@dataclass(frozen=True)
+class FileRange:
+    """A file's rows and the id of its first one."""
+
+    path: str
+    first_id: int
+    count: int
+
+
+def file_ranges(
+    files: Sequence[FileInfo],
+    registry: IdRegistry | IdGenerator,
+    count_rows: Counter,
+    *,
+    groups: Sequence[Sequence[FileInfo]] | None = None,
+    register_new: bool = True,
+) -> list[FileRange]:
+    """Return the id range of each file, registering those that are new in one commit.
+
+    Only files are counted that the registry does not know, or of which it knows neither size nor time.
+
+    Args:
+        files: what is read.
+        registry: who gives out ids.
+        count_rows: counts the rows of files.
+        groups: the files as Curator batched them; by default each file is a batch.
+        register_new: False makes an unknown file an error.
+
+    Raises:
+        StaleBatchError: naming files that changed since they were registered.
+        KeyError: naming unknown files, when ``register_new`` is False.
+    """
+    batches = [tuple(group) for group in groups] if groups is not None else [(file,) for file in files]
+    keys = [hash_files([file.path for file in batch]) for batch in batches]
+    known = _lookup(registry, keys)
+    unknown = [batch[0].path for key, batch in zip(keys, batches, strict=True) if key not in known]
+    if unknown and not register_new:
+        raise KeyError(
+            f"the id registry does not know {len(unknown)} of {len(batches)} batches of files: {named_few(unknown)}"
+        )
+    _raise_if_touched((batch, known[key]) for key, batch in zip(keys, batches, strict=True) if key in known)
+    to_count = [
+        file
+        for key, batch in zip(keys, batches, strict=True)
+        for file in batch
+        if len(batch) > 1 or key not in known or known[key].size is None
+    ]
+    counts = (
+        dict(zip((file.path for file in to_count), count_rows(to_count), strict=True)) if to_count else {}
+    )
+    counted = [
+        _batch(
+            batch, sum(counts[file.path] for file in batch) if batch[0].path in counts else known[key].count
+        )
+        for key, batch in zip(keys, batches, strict=True)
+    ]
+    if isinstance(registry, IdRegistry):
+        firsts = registry.register(counted)
+    else:
+        firsts = registry.register_batches([(batch.files, batch.count) for batch in counted])
+    return [
+        placed
+        for first, batch, whole in zip(firsts, batches, counted, strict=True)
+        for placed in _spread(first, batch, counts, whole.count)
+    ]
+
+
+def _lookup(registry: IdRegistry | IdGenerator, keys: Sequence[str]) -> dict[str, Entry]:
+    if isinstance(registry, IdRegistry):
+        return registry.lookup(keys)
+    ranges = registry.batch_registry
+    return {key: Entry(key, *ranges[key], None, None) for key in keys if key in ranges}
+
+
+def _batch(files: Sequence[FileInfo], count: int) -> Batch:
+    return Batch(
+        tuple(file.path for file in files),
+        count,
+        sum(file.size for file in files),
+        max((file.modified_ms for file in files), default=None),
+    )
+
+
+def _raise_if_touched(pairs: Iterable[tuple[Sequence[FileInfo], Entry]]) -> None:
+    stale = [change for files, entry in pairs if (change := changes(_batch(files, entry.count), entry))]
+    if stale:
+        raise stale_error(stale)
+
+
+def _spread(first: int, files: Sequence[FileInfo], counts: dict[str, int], total: int) -> list[FileRange]:
+    if len(files) == 1:
+        return [FileRange(files[0].path, first, total)]
+    placed = []
+    for file in files:
+        placed.append(FileRange(file.path, first, counts[file.path]))
+        first += counts[file.path]
+    return placed
+
+
+def path_of(url: str, paths: Collection[str]) -> str | None:
+    """Return which of ``paths`` Spark means by ``url``, a percent-encoded URI; None when it is none of them."""
+    plain = unquote(url)
+    scheme, _, rest = plain.partition(":")
+    inner = "/" + rest.lstrip("/")
+    candidates = [plain, inner] if scheme == "file" else [plain]
+    if scheme == "dbfs":
+        candidates += [inner, "/dbfs" + inner]
+    return next((path for path in candidates if path in paths), None)
+
+
+def match_urls(urls: Sequence[str], paths: Collection[str]) -> dict[str, str]:
+    """Return path → the URI that Spark reads it by.
+
+    Raises:
+        InputError: when Spark reads other files than were listed.
+    """
+    found = {path: url for url in urls if (path := path_of(url, paths)) is not None}
+    strange = [url for url in urls if path_of(url, paths) is None]
+    missing = sorted(set(paths) - found.keys())
+    if strange or missing:
+        what = (
+            f"Spark would not read {named_few(missing)}"
+            if missing
+            else f"Spark also reads {named_few(strange)}"
+        )
+        raise InputError(
+            f"{what}: the folder changed while it was listed, or holds names that Spark cannot take"
+        )
+    return found
+
+
+def stat_file(path: str) -> FileInfo:
+    """Return a local file's size and modification time."""
+    stat = os.stat(path)
+    return FileInfo(path, stat.st_size, stat.st_mtime_ns // 1_000_000)

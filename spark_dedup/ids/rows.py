@@ -1,0 +1,91 @@
+"""Rows of the id registry's table: one per batch of files, never changed and never removed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from spark_dedup.errors import InputError
+from spark_dedup.ids.generator import Batch
+
+__all__ = ["COLUMNS", "LOOKUP", "ORIGIN", "Entry", "check_layout", "origin_rows", "rows_of", "state_rows"]
+
+ORIGIN = "origin"
+"""Key of a table's first row: an empty range that ends below the first id, so the maximum always exists."""
+
+COLUMNS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("files", pa.list_(pa.string())),
+        ("min_id", pa.int64()),
+        ("max_id", pa.int64()),
+        ("size", pa.int64()),
+        ("modified_ms", pa.int64()),
+        ("commit_token", pa.string()),
+    ]
+)
+LOOKUP = ("key", "min_id", "max_id", "size", "modified_ms")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the registry knows of a batch; size and time are None where nobody told them."""
+
+    key: str
+    min_id: int
+    max_id: int
+    size: int | None
+    modified_ms: int | None
+
+    @property
+    def count(self) -> int:
+        """Rows of the batch."""
+        return self.max_id - self.min_id + 1
+
+
+def origin_rows(first: int) -> pa.Table:
+    """Return the row that a table starts with: the first id to give out is ``first``."""
+    return pa.table([[ORIGIN], [[]], [first], [first - 1], [None], [None], [ORIGIN]], schema=COLUMNS)
+
+
+def rows_of(batches: Sequence[Batch], keys: Sequence[str], token: str, *, first: int) -> pa.Table:
+    """Return the rows of new batches, their ranges one after the other from ``first``."""
+    starts = [first]
+    for batch in batches:
+        starts.append(starts[-1] + batch.count)
+    return pa.table(
+        [
+            list(keys),
+            [list(batch.files) for batch in batches],
+            starts[:-1],
+            [end - 1 for end in starts[1:]],
+            [batch.size for batch in batches],
+            [batch.modified_ms for batch in batches],
+            [token] * len(batches),
+        ],
+        schema=COLUMNS,
+    )
+
+
+def state_rows(next_id: int, ranges: dict[str, tuple[int, int]], token: str) -> pa.Table:
+    """Return the rows of an imported generator: it names keys only, so files, sizes and times are unknown."""
+    n = len(ranges)
+    first, last = [r[0] for r in ranges.values()], [r[1] for r in ranges.values()]
+    nulls: list[None] = [None] * n
+    imported = pa.table([list(ranges), nulls, first, last, nulls, nulls, [token] * n], schema=COLUMNS)
+    return pa.concat_tables([origin_rows(next_id), imported])
+
+
+def check_layout(columns: Sequence[str], where: str) -> None:
+    """Check that a table is an id registry of this layout.
+
+    Raises:
+        InputError: naming the table, what it has and what it should have.
+    """
+    if sorted(columns) != sorted(COLUMNS.names):
+        raise InputError(
+            f"{where} is not an id registry of this layout: it has the columns {', '.join(columns)}, "
+            f"not {', '.join(COLUMNS.names)}; name another place for the registry"
+        )
