@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EXTENSIONS",
     "FileInfo",
+    "check_schemas",
     "Source",
     "is_table_name",
     "list_files",
@@ -207,7 +208,9 @@ def _read_files(reader: Any, roots: list[str], filetype: str, extensions: Sequen
     files = list_files(roots, filetype=filetype, extensions=extensions)
     # Spark silently leaves out files that lie beside partition folders, so all must be partitioned alike.
     layouts = {tuple(part.partition("=")[:2] for part in _below(f.path, roots)) for f in files}
-    partitioned = len(layouts) == 1 and all(equals for _, equals in next(iter(layouts), ())) and layouts != {()}
+    partitioned = (
+        len(layouts) == 1 and all(equals for _, equals in next(iter(layouts), ())) and layouts != {()}
+    )
     whole = all(os.path.isdir(r) if is_local(r) else not r.endswith(tuple(endings)) for r in roots)
     if whole:
         reader = reader.option("pathGlobFilter", "*{" + ",".join(e.replace("*", "") for e in endings) + "}")
@@ -254,3 +257,39 @@ def parquet_footers(files: Sequence[FileInfo], *, threads: int = 16) -> list[pa.
             f"{len(broken)} unreadable parquet file(s): {'; '.join(broken[:5])}. Write them again or remove them"
         )
     return footers
+
+
+def check_schemas(
+    files: Sequence[FileInfo],
+    footers: Sequence[pa.parquet.FileMetaData],
+    *,
+    columns: Sequence[str] | None = None,
+) -> None:
+    """Check that parquet files agree in the names and types of their columns, whatever their order.
+
+    Args:
+        files: the files.
+        footers: their footers, in the same order.
+        columns: the columns that matter; by default all.
+
+    Raises:
+        InputError: naming a file, the column, and how it differs from the first file.
+    """
+    first = footers[0].schema
+    fields = _fields(footers[0], columns)
+    for file, footer in zip(files, footers, strict=True):
+        if footer.schema.equals(first):
+            continue
+        own = _fields(footer, columns)
+        for name in dict.fromkeys((*fields, *own)):
+            here, there = own.get(name, "absent"), fields.get(name, "absent")
+            if here != there:
+                raise InputError(
+                    f"{file.path} has another schema: column {name!r} is {here}, in {files[0].path} it is {there}. "
+                    "Read them apart or write them with one schema"
+                )
+
+
+def _fields(footer: pa.parquet.FileMetaData, columns: Sequence[str] | None) -> dict[str, str]:
+    schema = footer.schema.to_arrow_schema()
+    return {f.name: str(f.type) for f in schema if columns is None or f.name in columns}

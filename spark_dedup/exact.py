@@ -1,0 +1,142 @@
+"""Exact duplicates: equal md5 of the text, one survivor per group, all in Spark SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from spark_dedup.errors import InputError
+from spark_dedup.tables import col, require_columns
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+__all__ = ["FIRST_OF_GROUP", "Keep", "check_text", "duplicate_rows", "identify_exact", "ids_and_groups"]
+
+Keep = str | Sequence[str | tuple[str, str]]
+"""Columns that choose the survivor: ``"date"``, or ``[("quality", "desc"), "date"]``."""
+
+FIRST_OF_GROUP = "__spark_dedup_first"
+_HASH, _ID, _PLACE, _SURVIVOR = (f"__spark_dedup_{name}" for name in ("md5", "id", "place", "survivor"))
+
+
+def identify_exact(
+    df: DataFrame,
+    *,
+    text_field: str = "text",
+    id_field: str,
+    keep: Keep | None = None,
+    verify: bool = False,
+) -> DataFrame:
+    """Find the rows whose text equals that of another row, but for one survivor of each group.
+
+    Rows are hashed where they lie; only id, hash and the ``keep`` columns are shuffled. md5 is taken of the UTF-8
+    bytes as they are; a null text counts as an empty one.
+
+    Args:
+        df: documents; ``id_field`` must be unique and not null.
+        text_field: string column.
+        id_field: column of any orderable type.
+        keep: order-by columns that choose the survivor, nulls last; ties, and the default, go to the smallest id.
+        verify: compare the texts themselves inside each hash group. The texts are then shuffled too.
+
+    Returns:
+        Ledger rows, one for each row to remove: id, matched_id, kept_id (``id_field``'s type; both the survivor),
+        group_id (md5, 32 hex digits), method ``"exact"``, score 1.0.
+
+    Raises:
+        InputError: a missing column, or a text that is no string.
+    """
+    from pyspark.sql import functions as F
+
+    rows = duplicate_rows(df, text_field=text_field, id_field=id_field, keep=keep, verify=verify)
+    return rows.select(
+        F.col(_ID).alias("id"),
+        F.col(_SURVIVOR).alias("matched_id"),
+        F.col(_SURVIVOR).alias("kept_id"),
+        F.col(_HASH).alias("group_id"),
+        F.lit("exact").alias("method"),
+        F.lit(1.0).cast("double").alias("score"),
+    )
+
+
+def duplicate_rows(
+    df: DataFrame,
+    *,
+    text_field: str,
+    id_field: str,
+    keep: Keep | None = None,
+    verify: bool = False,
+    n_partitions: int | None = None,
+) -> DataFrame:
+    """Return the rows to remove with hash, survivor and place in the group (int, 1 for the first after it)."""
+    from pyspark.sql import Window
+    from pyspark.sql import functions as F
+
+    order = keep_order(keep)
+    check_text(df, text_field)
+    require_columns(df, [id_field, *(name for name, _ in order)], where="the documents")
+    keys = [f"__spark_dedup_keep_{i}" for i in range(len(order))]
+    text = F.coalesce(col(text_field), F.lit(""))
+    hashed = df.select(
+        col(id_field).alias(_ID),
+        F.md5(text.cast("binary")).alias(_HASH),
+        *[col(name).alias(key) for (name, _), key in zip(order, keys, strict=True)],
+        *([text.alias("__spark_dedup_text")] if verify else []),
+    )
+    # Partitioned here, not by the window: its own exchange would hold the unhashed rows back in one stage.
+    spread = hashed.repartition(n_partitions, _HASH) if n_partitions else hashed.repartition(_HASH)
+    by = [
+        F.col(key).desc_nulls_last() if descending else F.col(key).asc_nulls_last()
+        for key, (_, descending) in zip(keys, order, strict=True)
+    ]
+    group = [_HASH, "__spark_dedup_text"] if verify else [_HASH]
+    ordered = Window.partitionBy(*group).orderBy(*by, F.col(_ID).asc())
+    # A running frame streams a group of any size; a whole-group frame would have to hold it.
+    running = ordered.rowsBetween(Window.unboundedPreceding, Window.currentRow)
+    return (
+        spread.withColumn(_PLACE, F.row_number().over(ordered))
+        .withColumn(_SURVIVOR, F.first(_ID).over(running))
+        .where(F.col(_PLACE) > 1)
+    )
+
+
+def ids_and_groups(rows: DataFrame, *, id_field: str) -> DataFrame:
+    """Return of ``duplicate_rows`` the id, under its own name, and whether it is its group's first to remove.
+
+    The second column counts the groups: each has exactly one such row.
+    """
+    from pyspark.sql import functions as F
+
+    return rows.select(F.col(_ID).alias(id_field), (F.col(_PLACE) == 2).alias(FIRST_OF_GROUP))
+
+
+def keep_order(keep: Keep | None) -> list[tuple[str, bool]]:
+    """Return ``keep`` as (column, descending) pairs.
+
+    Raises:
+        InputError: for a direction other than ``asc`` and ``desc``.
+    """
+    if keep is None:
+        return []
+    pairs = [
+        (k, "asc") if isinstance(k, str) else tuple(k) for k in ([keep] if isinstance(keep, str) else keep)
+    ]
+    for pair in pairs:
+        if len(pair) != 2 or str(pair[1]).lower() not in ("asc", "desc"):
+            raise InputError(f"keep takes columns or (column, 'asc'|'desc') pairs, not {pair!r}")
+    return [(str(name), str(direction).lower() == "desc") for name, direction in pairs]
+
+
+def check_text(df: DataFrame, text_field: str) -> None:
+    """Check that the text is there and is a string.
+
+    Raises:
+        InputError: with the columns there are, or the text's type.
+    """
+    require_columns(df, [text_field], where="the documents")
+    found = df.schema[text_field].dataType.simpleString()
+    if found != "string":
+        raise InputError(
+            f"text column {text_field!r} is {found}, not string: name another with text_field, or cast it"
+        )

@@ -1,0 +1,1 @@
+"""Whole jobs: defaults, validation, steps, results."""
