@@ -28,6 +28,12 @@ def array_module(*arrays: Array) -> ModuleType:
     return np
 
 
+def to_host(array: Array) -> np.ndarray[Any, Any]:
+    """Return the array as NumPy's, copied from the device when it lies there."""
+    host: np.ndarray[Any, Any] = array.get() if hasattr(array, "get") else np.asarray(array)
+    return host
+
+
 def block_rows(row_bytes: int, n_rows: int) -> int:
     """Return how many rows of ``row_bytes`` bytes a cache-sized block holds, from 64 up to ``n_rows``."""
     return max(1, min(n_rows, max(64, _CACHE_BYTES // max(1, row_bytes))))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spark_dedup.kernels.arrays import Array, array_module, to_host
 from spark_dedup.kernels.kmeans import Totals, assign, moved_sums, nearest
 from spark_dedup.kernels.seeding import draw, plus_plus, uniform
 from spark_dedup.semantic.peers import Peers
@@ -117,14 +118,22 @@ def lloyd(
     return Fit(centroids, totals.inertia(centroids), len(history), totals.counts, tuple(history))
 
 
-def random_start(x: Matrix, keys: Keys, peers: Peers, *, n_clusters: int, seed: int) -> Matrix | None:
-    """Return the rows with the ``n_clusters`` smallest draws, at the root; None elsewhere."""
+def random_start(x: Array, keys: Keys, peers: Peers, *, n_clusters: int, seed: int) -> Matrix | None:
+    """Return the rows with the ``n_clusters`` smallest draws, at the root; None elsewhere.
+
+    Args:
+        x: (n, dim) this task's rows, on the host or a GPU.
+        keys: (n,) the rows' keys, on the host.
+        peers: the tasks.
+        n_clusters: number of rows to return, at most those of all tasks.
+        seed: random state.
+    """
     draws = draw(keys, seed, _RANDOM_STREAM)
     smallest = np.sort(np.partition(draws, n_clusters)[:n_clusters] if len(draws) > n_clusters else draws)
     offered = list(peers.gather(smallest))
     limit = peers.from_root(np.sort(np.concatenate(offered))[n_clusters - 1] if offered else None)
     rows = np.flatnonzero(draws <= limit)
-    found = list(peers.gather((draws[rows], x[rows])))
+    found = list(peers.gather((draws[rows], to_host(x[rows]))))
     if not found:
         return None
     order = np.argsort(np.concatenate([d for d, _ in found]), kind="stable")[:n_clusters]
@@ -133,41 +142,54 @@ def random_start(x: Matrix, keys: Keys, peers: Peers, *, n_clusters: int, seed: 
 
 
 def parallel_start(
-    x: Matrix, keys: Keys, peers: Peers, *, n_clusters: int, oversampling_factor: float, seed: int
+    x: Array, keys: Keys, peers: Peers, *, n_clusters: int, oversampling_factor: float, seed: int
 ) -> Matrix | None:
     """k-means|| (Bahmani et al., Scalable k-means++, 2012): few rounds of many draws, then k-means++ on these.
 
     A row's draw depends on its key alone, so the candidates do not depend on how rows are spread.
 
+    Args:
+        x: (n, dim) this task's rows, on the host or a GPU.
+        keys: (n,) the rows' keys, on the host.
+        peers: the tasks.
+        n_clusters: K.
+        oversampling_factor: rows that a round draws, on average, over K.
+        seed: random state.
+
     Returns:
-        (n_clusters, dim) at the root, None elsewhere.
+        (K, dim) at the root, None elsewhere.
     """
     fresh = peers.from_root(random_start(x, keys, peers, n_clusters=1, seed=seed + _FIRST_STREAM))
     candidates = [fresh]
     count = 1
-    owner, _, distance = assign(x, fresh)
-    squared = distance.astype(np.float64) ** 2
+    owner, squared = _distances(x, fresh)
     for turn in range(ROUNDS):
         cost = peers.from_root(sum(peers.gather(float(squared.sum()))))
         if cost <= 0:
             break
         chance = oversampling_factor * n_clusters * squared / cost
         rows = np.flatnonzero(uniform(keys, seed, _ROUND_STREAM + turn) < chance)
-        picked = list(peers.gather(x[rows]))
+        picked = list(peers.gather(to_host(x[rows])))
         fresh = peers.from_root(np.unique(np.concatenate(picked), axis=0) if picked else None)
         if not len(fresh):
             continue
         candidates.append(fresh)
-        label, _, distance = assign(x, fresh)
-        closer = distance.astype(np.float64) ** 2 < squared
+        label, distance = _distances(x, fresh)
+        closer = distance < squared
         owner[closer] = label[closer] + count
-        squared[closer] = distance[closer].astype(np.float64) ** 2
+        squared[closer] = distance[closer]
         count += len(fresh)
     counted = list(peers.gather(np.bincount(owner, minlength=count)))
     spare = random_start(x, keys, peers, n_clusters=n_clusters, seed=seed)
     if spare is None:
         return None
     return _reduce(np.concatenate(candidates), np.sum(counted, axis=0), spare, n_clusters, seed)
+
+
+def _distances(x: Array, centroids: Matrix) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    """Return the nearest centroid of every row and the squared distance to it, on the host."""
+    labels, l2, _ = assign(x, array_module(x).asarray(centroids))
+    return to_host(labels), to_host(l2).astype(np.float64) ** 2
 
 
 def _reduce(points: Matrix, weights: NDArray[np.int64], spare: Matrix, n_clusters: int, seed: int) -> Matrix:

@@ -1,0 +1,130 @@
+"""Assign rows to fitted centroids, and lay them out by cluster for writing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyspark.sql import functions as F
+
+from spark_dedup.errors import InputError
+from spark_dedup.kernels.kmeans import assign
+from spark_dedup.semantic.embeddings import (
+    Invalid,
+    array_column,
+    check_invalid_option,
+    check_of,
+    from_matrix,
+    unit_matrix,
+)
+from spark_dedup.semantic.ranking import COSINE_DIST_TO_CENT_COL, L2_DIST_TO_CENT_COL
+from spark_dedup.session import barrier_slots
+from spark_dedup.tables import col, require_columns
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+    from spark_dedup.semantic.kmeans import KMeansModel
+
+__all__ = ["CENTROID_COL", "assign_clusters", "cluster_layout"]
+
+CENTROID_COL = "centroid"
+
+
+def assign_clusters(
+    df: DataFrame,
+    model: KMeansModel,
+    *,
+    id_field: str = "id",
+    embedding_field: str = "embeddings",
+    metadata_fields: Sequence[str] | None = None,
+    invalid_embeddings: Invalid = "error",
+) -> DataFrame:
+    """Assign every row to its nearest centroid; lazy.
+
+    Args:
+        df: rows with ids and embeddings.
+        model: from :func:`fit_kmeans`.
+        id_field: column of ids, of any type.
+        embedding_field: as for :func:`fit_kmeans`.
+        metadata_fields: columns to keep besides.
+        invalid_embeddings: ``"error"`` fails the job at an unusable embedding, ``"drop"`` leaves it out.
+
+    Returns:
+        The id, the embedding as unit array<float>, the metadata fields, ``l2_dist_to_cent`` and
+        ``cosine_dist_to_cent`` (float) and ``centroid`` (int).
+
+    Raises:
+        InputError: columns are missing, of a wrong type, or named like one that is added.
+    """
+    check_invalid_option(invalid_embeddings)
+    added = (L2_DIST_TO_CENT_COL, COSINE_DIST_TO_CENT_COL, CENTROID_COL)
+    kept = [id_field, *(name for name in metadata_fields or () if name not in (id_field, embedding_field))]
+    require_columns(df, kept, where="the embeddings")
+    taken = [name for name in [*kept, embedding_field] if name in added]
+    if taken:
+        raise InputError(f"column '{taken[0]}' would be replaced by the result; rename it first")
+    source = df.select(col(id_field), array_column(df, embedding_field).alias(embedding_field),
+                       *map(col, kept[1:]))  # fmt: skip
+    schema = _assigned_schema(source, embedding_field, added)
+    centroids, dim = model.centroids, model.centroids.shape[1]
+    drop = invalid_embeddings == "drop"
+
+    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            unit, codes = unit_matrix(batch.column(1), dim)
+            if codes.any():
+                if not drop:
+                    check_of(codes, dim, batch.column(0)).settle(embedding_field, "error")
+                batch = batch.filter(pa.array(codes == 0))
+            labels, l2, cosine = assign(unit, centroids)
+            columns = [batch.column(0), from_matrix(unit), *batch.columns[2:]]
+            columns += [pa.array(l2), pa.array(cosine), pa.array(labels)]
+            yield pa.RecordBatch.from_arrays(columns, [*batch.schema.names, *added])
+
+    return source.mapInArrow(run, schema)
+
+
+def _assigned_schema(source: DataFrame, embedding_field: str, added: Sequence[str]) -> Any:
+    from pyspark.sql.types import ArrayType, FloatType, IntegerType, StructField, StructType
+
+    fields = [f for f in source.schema.fields if f.name != embedding_field]
+    fields.insert(1, StructField(embedding_field, ArrayType(FloatType())))
+    return StructType([*fields, *(StructField(n, FloatType()) for n in added[:2]),
+                       StructField(added[2], IntegerType())])  # fmt: skip
+
+
+def cluster_layout(
+    assigned: DataFrame,
+    *,
+    cluster_sizes: NDArray[np.int64],
+    id_field: str = "id",
+    rows_per_file: int = 1_000_000,
+) -> DataFrame:
+    """Bring a cluster's rows together, so that a write partitioned by ``centroid`` makes few files.
+
+    A cluster of up to ``rows_per_file`` rows lies in one partition, and so in one file; a larger one is cut
+    by a hash of the id into as many pieces as it needs, so that no task writes a giant alone.
+
+    Args:
+        assigned: from :func:`assign_clusters`.
+        cluster_sizes: (K,) rows per cluster, roughly: ``model.cluster_sizes``, scaled up after a sample.
+        id_field: column of ids.
+        rows_per_file: rows that a file is meant to hold.
+
+    Returns:
+        The same rows, sorted by centroid within partitions.
+    """
+    pieces = -(-cluster_sizes // max(1, rows_per_file))
+    giants = np.flatnonzero(pieces > 1)
+    salt = F.lit(0).cast("bigint")
+    if len(giants):
+        cut = F.create_map(*[F.lit(int(v)) for k in giants for v in (k, pieces[k])])
+        count = F.coalesce(F.element_at(cut, F.col(CENTROID_COL)), F.lit(1))
+        salt = F.pmod(F.xxhash64(col(id_field)), count)
+    wanted = int(max(1, pieces.sum() if len(giants) else 1, -(-int(cluster_sizes.sum()) // rows_per_file)))
+    partitions = max(barrier_slots(assigned.sparkSession), min(wanted, 10_000), 1)
+    return assigned.repartition(partitions, F.col(CENTROID_COL), salt).sortWithinPartitions(CENTROID_COL)
