@@ -16,7 +16,7 @@ from spark_dedup.paths import Location, exists, filesystem, is_local, normalise_
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import DataFrame, DataFrameReader, SparkSession
 
 __all__ = [
     "EXTENSIONS",
@@ -27,6 +27,7 @@ __all__ = [
     "list_files",
     "parquet_footers",
     "read_dataset",
+    "read_files",
 ]
 
 Named = Location | Sequence[Location]
@@ -196,14 +197,18 @@ def read_dataset(
     elif found.kind == "delta":
         df = reader.format("delta").load(found.names[0])
     else:
-        df = _read_files(reader, list(found.names), filetype, extensions)
+        df = read_files(reader, found, filetype, extensions)
     if columns is not None:
         require_columns(df, columns, where=str(found))
         df = df.select(*[col(name) for name in columns])
     return df
 
 
-def _read_files(reader: Any, roots: list[str], filetype: str, extensions: Sequence[str] | None) -> DataFrame:
+def read_files(
+    reader: DataFrameReader, source: Source, filetype: str, extensions: Sequence[str] | None = None
+) -> DataFrame:
+    """Read the files of a source with a reader that is set up: the same ones that ``list_files`` lists."""
+    roots = list(source.names)
     endings = extensions or EXTENSIONS[filetype]
     files = list_files(roots, filetype=filetype, extensions=extensions)
     # Spark silently leaves out files that lie beside partition folders, so all must be partitioned alike.

@@ -3,26 +3,61 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from spark_dedup.datasets import find_source, list_files, read_dataset
-from spark_dedup.ids.counting import count_parquet
-from spark_dedup.ids.files import FileRange, file_ranges, match_urls
+import pyarrow as pa
+
+from spark_dedup.datasets import FileInfo, Source, find_source, list_files, read_dataset, read_files
+from spark_dedup.errors import InputError
+from spark_dedup.ids import jsonl
+from spark_dedup.ids.counting import CountRows, count_parquet
+from spark_dedup.ids.curator import group_files
+from spark_dedup.ids.files import FileRange, file_ranges, match_urls, table_files
 from spark_dedup.ids.generator import IdGenerator
 from spark_dedup.ids.registry import IdRegistry
-from spark_dedup.tables import ID, col, require_columns
+from spark_dedup.ids.splits import (
+    Split,
+    count_splits,
+    number_rows,
+    on_gpu,
+    placed,
+    rows_by_url,
+    small_table,
+    split_table,
+)
+from spark_dedup.tables import ID, col
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
+    from pyspark.sql.types import StructType
 
     from spark_dedup.paths import Location
 
-__all__ = ["read_documents"]
+__all__ = ["Documents", "documents", "read_documents"]
 
 logger = logging.getLogger(__name__)
 
 PATH, ROW, FIRST, COUNT = (f"__spark_dedup_{name}" for name in ("path", "row", "first", "count"))
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Documents with ids, and what was learnt on the way.
+
+    Attributes:
+        df: the documents, the id last.
+        files: id range of each file.
+        num_ids: ids of all files; rows of ``df``, but for skipped lines and deleted rows of a Delta table.
+        num_skipped: malformed lines that ``df`` leaves out.
+    """
+
+    df: DataFrame
+    files: list[FileRange]
+    num_ids: int
+    num_skipped: int = 0
 
 
 def read_documents(
@@ -32,69 +67,196 @@ def read_documents(
     filetype: str = "parquet",
     registry: IdRegistry | IdGenerator | Location,
     columns: Sequence[str] | None = None,
+    on_bad_lines: str = "error",
+    read_kwargs: Mapping[str, Any] | None = None,
+    extensions: Sequence[str] | None = None,
+) -> DataFrame:
+    """Read documents with their ids, registering files that are new.
+
+    An id is the first id of the row's file plus the row's place in the file, so how files are cut, grouped and
+    ordered, how many there are and how often they are read changes no id. A file that changed since it was
+    registered is an error. Rows of a Delta table have the ids of their places in its data files, deleted rows
+    included: they last until a command such as OPTIMIZE or UPDATE moves the rows to new files.
+
+    On the driver: listing, counting (parquet from footers; JSON lines by one job) and one registry commit. In
+    tasks: the scan and a broadcast join with one row per file or split; nothing is shuffled. With RAPIDS the plan
+    stays on the GPU; for that one more job counts the rows of each split.
+
+    Args:
+        spark: the session.
+        path: a path, paths, a Delta path or a table name.
+        filetype: ``parquet`` or ``jsonl`` (``.jsonl``, ``.json``, also ``.gz``).
+        registry: a registry, where one lies or shall be made, or an ``IdGenerator``.
+        columns: columns to read beside the id; all when None.
+        on_bad_lines: ``"error"``, or ``"skip"`` to leave malformed JSON lines out: they are counted, logged, and
+            keep their places, so the ids of other lines do not depend on this.
+        read_kwargs: options for Spark's reader.
+        extensions: endings of files to take instead of the filetype's own.
+
+    Returns:
+        The columns and ``_curator_dedup_id`` (bigint). A column of that name in the files is not trusted but
+        replaced, with a warning.
+
+    Raises:
+        InputError: a truncated file, another schema, an absent column, malformed lines; names files and lines.
+        StaleBatchError: files changed since they were registered.
+        FileNotFoundError: no such path, or no files.
+    """
+    return documents(
+        spark,
+        path,
+        filetype=filetype,
+        registry=registry,
+        columns=columns,
+        on_bad_lines=on_bad_lines,
+        read_kwargs=read_kwargs,
+        extensions=extensions,
+    ).df
+
+
+def documents(
+    spark: SparkSession,
+    path: Location | Sequence[Location],
+    *,
+    filetype: str,
+    registry: IdRegistry | IdGenerator | Location,
+    columns: Sequence[str] | None = None,
+    on_bad_lines: str = "error",
     read_kwargs: Mapping[str, Any] | None = None,
     extensions: Sequence[str] | None = None,
     register_new: bool = True,
-) -> DataFrame:
-    """Read documents with their ids in a column ``_curator_dedup_id`` (bigint), registering new files."""
+    blocksize: int | str | None = None,
+    files_per_partition: int | None = None,
+) -> Documents:
+    """Do the work of ``read_documents``; say also what was found, and take Curator's batches.
+
+    The arguments are the same but for ``register_new``, which, when False, makes a file that the registry does not
+    know a ``KeyError``, and ``blocksize`` and ``files_per_partition``, by which Curator batched the files.
+    """
+    if on_bad_lines not in ("error", "skip"):
+        raise InputError(f'on_bad_lines must be "error" or "skip", not {on_bad_lines!r}')
     ids = registry if isinstance(registry, IdRegistry | IdGenerator) else IdRegistry.open(spark, registry)
     source = find_source(spark, path, filetype=filetype)
+    if source.kind != "files":
+        df = read_dataset(spark, path, filetype=filetype, read_kwargs=read_kwargs)
+        kept = _kept(df.columns, columns, source)
+        ranges = file_ranges(table_files(df), ids, count_parquet, register_new=register_new)
+        return _documents(_by_row_index(spark, df, ranges, kept), ranges)
     files = list_files(path, filetype=filetype, extensions=extensions)
-    df = read_dataset(spark, path, filetype=filetype, read_kwargs=read_kwargs, extensions=extensions)
-    if columns is not None:
-        require_columns(df, columns, where=str(source))
-    ranges = file_ranges(files, ids, count_parquet, register_new=register_new)
-    return _with_ids(spark, df, ranges, columns)
+    groups = group_files(files, blocksize=blocksize, files_per_partition=files_per_partition)
+
+    def ranges_by(count_rows: CountRows) -> list[FileRange]:
+        return file_ranges(groups, ids, count_rows, register_new=register_new)
+
+    def read(schema: StructType | None = None) -> DataFrame:
+        reader = spark.read.options(**(read_kwargs or {}))
+        if filetype == "jsonl":
+            reader = reader.options(**jsonl.OPTIONS)
+        return read_files(reader.schema(schema) if schema else reader, source, filetype, extensions)
+
+    if filetype == "jsonl":
+        return _jsonl_documents(spark, read, ranges_by, ids, source, files, columns, on_bad_lines)
+    df = read()
+    kept = _kept(df.columns, columns, source)
+    ranges = ranges_by(partial(count_parquet, columns=kept))
+    if on_gpu(spark):
+        urls = match_urls(df.inputFiles(), [file.path for file in files])
+        return _documents(_by_split(spark, df, ranges, kept, urls, count_splits(df), ids), ranges)
+    return _documents(_by_row_index(spark, df, ranges, kept), ranges)
 
 
-def _with_ids(
-    spark: SparkSession, df: DataFrame, ranges: Sequence[FileRange], columns: Sequence[str] | None
+def _documents(df: DataFrame, ranges: list[FileRange], num_skipped: int = 0) -> Documents:
+    return Documents(df, ranges, sum(r.count for r in ranges), num_skipped)
+
+
+def _kept(there: Sequence[str], columns: Sequence[str] | None, source: Source) -> list[str]:
+    """Return the columns to read, without an id column of old."""
+    wanted = list(there if columns is None else columns)
+    missing = [name for name in wanted if name not in there]
+    if missing and missing != [ID]:
+        raise InputError(f"column {missing[0]!r} not found in {source}; it has {', '.join(there)}")
+    if any(name.lower() == ID for name in there):
+        logger.warning("%s has a column %s already: it is not trusted, but made anew", source, ID)
+    return [name for name in wanted if name.lower() != ID]
+
+
+def _jsonl_documents(
+    spark: SparkSession,
+    read: Callable[[StructType | None], DataFrame],
+    ranges_by: Callable[[CountRows], list[FileRange]],
+    ids: IdRegistry | IdGenerator,
+    source: Source,
+    files: Sequence[FileInfo],
+    columns: Sequence[str] | None,
+    on_bad_lines: str,
+) -> Documents:
+    """Count splits in one pass, which also finds malformed lines; register; read by split."""
+    there, to_count, df = jsonl.open_jsonl(read)
+    kept = _kept(there, columns, source)
+    urls = match_urls(df.inputFiles(), [file.path for file in files])
+    found = count_splits(to_count, bad=jsonl.bad_text())
+    skipped = jsonl.check_lines(found, {url: path for path, url in urls.items()}, on_bad_lines)
+    counts = rows_by_url(found)
+    ranges = ranges_by(lambda asked: [counts.get(urls[file.path], 0) for file in asked])
+    numbered = _by_split(spark, df, ranges, kept, urls, found, ids, bad=jsonl.BAD if skipped else None)
+    return _documents(numbered, ranges, skipped)
+
+
+def _by_row_index(
+    spark: SparkSession, df: DataFrame, ranges: Sequence[FileRange], kept: Sequence[str]
 ) -> DataFrame:
+    """Number the rows of a parquet or Delta scan by the place that Spark's reader tells."""
     from pyspark.sql import functions as F
 
-    kept = [name for name in (columns if columns is not None else df.columns) if name.lower() != ID]
-    if len(kept) < len(df.columns if columns is None else columns):
-        logger.warning("the files hold a column %s already; it is not trusted but made anew", ID)
-    urls = match_urls(df.inputFiles(), {r.path for r in ranges})
+    urls = match_urls(df.inputFiles(), [r.path for r in ranges])
+    # Spark puts a second underscore before its hidden column when the files have one of that name.
     hidden = "__metadata" if "_metadata" in df.columns else "_metadata"
-    placed = df.select(
-        *[col(name) for name in kept],
-        F.col(f"{hidden}.file_path").alias(PATH),
-        F.col(f"{hidden}.row_index").alias(ROW),
+    columns = [col(name) for name in kept]
+    rows = df.select(
+        *columns, F.col(f"{hidden}.file_path").alias(PATH), F.col(f"{hidden}.row_index").alias(ROW)
     )
-    firsts = _firsts(spark, ranges, urls)
-    return placed.join(F.broadcast(firsts), PATH, "left").select(
-        *[col(name) for name in kept], _checked_id().alias(ID)
-    )
+    joined = rows.join(F.broadcast(spark.createDataFrame(file_table(ranges, urls))), PATH, "left")
+    return joined.select(*columns, _id_by_place().alias(ID))
 
 
-def _checked_id() -> Column:
-    from pyspark.sql import functions as F
-
-    first, row, count, path = (F.col(name) for name in (FIRST, ROW, COUNT, PATH))
-    unknown = F.raise_error(F.concat(F.lit("no ids are registered for "), path)).cast("bigint")
-    longer = F.raise_error(
-        F.concat(F.lit("more rows than were counted, so it changed while it was read: "), path)
-    ).cast("bigint")
-    return F.when(first.isNull(), unknown).when(row >= count, longer).otherwise(first + row)
-
-
-def _firsts(spark: SparkSession, ranges: Sequence[FileRange], urls: Mapping[str, str]) -> DataFrame:
-    """Return the table of first ids by the two ways in which Spark spells a local file."""
-    import pyarrow as pa
-
+def file_table(ranges: Sequence[FileRange], urls: Mapping[str, str]) -> pa.Table:
+    """Return first id and rows of each file by both ways in which Spark spells a local one."""
     rows = [
         (spelling, r.first_id, r.count)
         for r in ranges
         for spelling in dict.fromkeys((urls[r.path], urls[r.path].replace("file:///", "file:/", 1)))
     ]
-    paths, firsts, counts = zip(*rows, strict=True)
-    return spark.createDataFrame(
-        pa.table(
-            {
-                PATH: pa.array(paths, pa.string()),
-                FIRST: pa.array(firsts, pa.int64()),
-                COUNT: pa.array(counts, pa.int64()),
-            }
-        )
-    )
+    schema = pa.schema([(PATH, pa.string()), (FIRST, pa.int64()), (COUNT, pa.int64())])
+    return pa.table([list(column) for column in zip(*rows, strict=True)] or [[], [], []], schema=schema)
+
+
+def _id_by_place() -> Column:
+    from pyspark.sql import functions as F
+
+    first, row, count = F.col(FIRST), F.col(ROW), F.col(COUNT)
+    unknown = "no ids are registered for a file that appeared while documents were read: "
+    longer = "a file has more rows than were counted, so it changed while it was read: "
+    why = F.concat(F.when(first.isNull(), F.lit(unknown)).otherwise(F.lit(longer)), F.col(PATH))
+    return F.when(row < count, first + row).otherwise(F.raise_error(why).cast("bigint"))
+
+
+def _by_split(
+    spark: SparkSession,
+    df: DataFrame,
+    ranges: Sequence[FileRange],
+    kept: Sequence[str],
+    urls: Mapping[str, str],
+    found: Sequence[Split],
+    ids: IdRegistry | IdGenerator,
+    *,
+    bad: str | None = None,
+) -> DataFrame:
+    """Number the rows of any file scan by split, and leave out those that have text in the column ``bad``."""
+    columns = [col(name) for name in kept]
+    rows = placed(df, [*columns, *([col(bad)] if bad else [])])
+    table = split_table(found, {urls[r.path]: r for r in ranges})
+    near = ids.location if isinstance(ids, IdRegistry) else None
+    joined, number = number_rows(rows, small_table(spark, table, near))
+    if bad:
+        joined = joined.where(col(bad).isNull())
+    return joined.select(*columns, number.alias(ID))

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
-from spark_dedup.datasets import FileInfo, parquet_footers
+from spark_dedup.datasets import FileInfo, check_schemas, parquet_footers
 
-__all__ = ["count_parquet"]
+__all__ = ["CountRows", "count_parquet"]
+
+CountRows: TypeAlias = Callable[[Sequence[FileInfo]], Sequence[int]]
 
 
-def count_parquet(files: Sequence[FileInfo]) -> list[int]:
-    """Return the rows of parquet files, from their footers."""
-    return [footer.num_rows for footer in parquet_footers(files)]
+def count_parquet(files: Sequence[FileInfo], *, columns: Sequence[str] | None = None) -> list[int]:
+    """Return the rows of parquet files from their footers, read in parallel.
+
+    Args:
+        files: the files.
+        columns: columns in whose names and types the files must agree; None does not ask.
+
+    Raises:
+        InputError: a file is truncated or no parquet, or has another schema; named.
+    """
+    footers = parquet_footers(files)
+    if columns is not None and footers:
+        check_schemas(files, footers, columns=columns)
+    return [footer.num_rows for footer in footers]

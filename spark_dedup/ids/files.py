@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from spark_dedup.datasets import FileInfo
 from spark_dedup.errors import InputError
+from spark_dedup.ids.counting import CountRows
 from spark_dedup.ids.generator import Batch, IdGenerator, hash_files, named_few, stale_error
 from spark_dedup.ids.registry import IdRegistry, changes
 from spark_dedup.ids.rows import Entry
+from spark_dedup.paths import filesystem, is_local, normalise_path
 
-__all__ = ["FileRange", "file_ranges", "match_urls", "path_of"]
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
 
-Counter = Callable[[Sequence[FileInfo]], Sequence[int]]
+__all__ = ["FileRange", "file_ranges", "match_urls", "path_of", "table_files"]
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,10 @@ class FileRange:
 
 
 def file_ranges(
-    files: Sequence[FileInfo],
+    groups: Sequence[Sequence[FileInfo]],
     registry: IdRegistry | IdGenerator,
-    count_rows: Counter,
+    count_rows: CountRows,
     *,
-    groups: Sequence[Sequence[FileInfo]] | None = None,
     register_new: bool = True,
 ) -> list[FileRange]:
     """Return the id range of each file, registering those that are new in one commit.
@@ -40,17 +43,16 @@ def file_ranges(
     Only files are counted that the registry does not know, or of which it knows neither size nor time.
 
     Args:
-        files: what is read.
+        groups: the files that are read, those of a batch together.
         registry: who gives out ids.
         count_rows: counts the rows of files.
-        groups: the files as Curator batched them; by default each file is a batch.
         register_new: False makes an unknown file an error.
 
     Raises:
         StaleBatchError: naming files that changed since they were registered.
         KeyError: naming unknown files, when ``register_new`` is False.
     """
-    batches = [tuple(group) for group in groups] if groups is not None else [(file,) for file in files]
+    batches = [tuple(group) for group in groups]
     keys = [hash_files([file.path for file in batch]) for batch in batches]
     known = _lookup(registry, keys)
     unknown = [batch[0].path for key, batch in zip(keys, batches, strict=True) if key not in known]
@@ -149,7 +151,19 @@ def match_urls(urls: Sequence[str], paths: Collection[str]) -> dict[str, str]:
     return found
 
 
-def stat_file(path: str) -> FileInfo:
-    """Return a local file's size and modification time."""
-    stat = os.stat(path)
-    return FileInfo(path, stat.st_size, stat.st_mtime_ns // 1_000_000)
+def table_files(df: DataFrame) -> list[tuple[FileInfo, ...]]:
+    """Return the data files that a table is read from, each a batch of its own.
+
+    Raises:
+        InputError: the table has no data files whose rows have places.
+    """
+    files: list[tuple[FileInfo, ...]] = []
+    for url in sorted(df.inputFiles()):
+        path = normalise_path(unquote(url))
+        if is_local(path):
+            stat = os.stat(path)
+            files.append((FileInfo(path, stat.st_size, stat.st_mtime_ns // 1_000_000),))
+        else:
+            fs, inner = filesystem(path)
+            files.append((FileInfo(path, fs.size(inner), 0),))
+    return files

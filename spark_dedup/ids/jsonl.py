@@ -1,0 +1,115 @@
+"""JSON lines: the same rows in every pass, and malformed lines named by file and line."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from spark_dedup.errors import InputError
+from spark_dedup.ids.splits import Split
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame
+    from pyspark.sql.types import StructType
+
+__all__ = ["BAD", "OPTIONS", "bad_text", "check_lines", "open_jsonl"]
+
+logger = logging.getLogger(__name__)
+
+BAD = "__spark_dedup_bad"
+NONE = "__spark_dedup_none"
+
+OPTIONS = {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": BAD}
+"""Reader options that the ids rely on."""
+
+Read = Callable[["StructType | None"], "DataFrame"]
+
+
+def open_jsonl(read: Read) -> tuple[list[str], DataFrame, DataFrame]:
+    """Open JSON lines for counting and for reading.
+
+    In mode PERMISSIVE every line but a blank one is a row whatever columns are read; in DROPMALFORMED the number
+    of rows depends on the columns. So malformed lines are told by a column that holds their text.
+
+    Args:
+        read: reads the files with a schema, or infers it; the column ``BAD`` takes malformed lines.
+
+    Returns:
+        The columns of the documents, a frame that parses as little as counting needs, and the one to read.
+    """
+    from pyspark.sql.types import StringType, StructField, StructType
+
+    inferred = read(None)
+    names = [name for name in inferred.columns if name != BAD]
+    bad, none = StructField(BAD, StringType()), StructField(NONE, StringType())
+    fields = [field for field in inferred.schema.fields if field.name != BAD]
+    return names, read(StructType([none, bad])), read(StructType([*(fields or [none]), bad]))
+
+
+def bad_text() -> Column:
+    """Return the text of a malformed line, null for a good one."""
+    from pyspark.sql import functions as F
+
+    # Spark refuses to scan for malformed lines alone, so a column that no file has is asked for as well.
+    return F.concat(F.col(BAD), F.coalesce(F.col(NONE), F.lit("")))
+
+
+def check_lines(splits: Sequence[Split], paths: Mapping[str, str], on_bad_lines: str) -> int:
+    """Return how many lines are malformed, and log them.
+
+    Args:
+        splits: what was counted.
+        paths: URL → path.
+        on_bad_lines: ``"error"`` or ``"skip"``.
+
+    Raises:
+        InputError: there are any, and they are not to be skipped; names files and lines.
+    """
+    bad = sorted((s for s in splits if s.bad), key=lambda s: (s.url, s.start))
+    total = sum(s.bad for s in bad)
+    if not total:
+        return 0
+    first_in = {s.url: s for s in reversed(bad)}
+    places = [_place(paths[url], first_in[url], splits) for url in sorted(first_in)[:5]]
+    message = f"{total} malformed line(s) in {len(first_in)} file(s), the first at {'; '.join(places)}"
+    if on_bad_lines != "skip":
+        raise InputError(f'{message}. Mend them, or leave them out with on_bad_lines="skip"')
+    logger.warning("%s: skipped", message)
+    return total
+
+
+def _place(path: str, split: Split, splits: Sequence[Split]) -> str:
+    assert split.first_bad is not None
+    before = sum(s.count for s in splits if s.url == split.url and s.start < split.start)
+    record = before + split.first_bad[0]
+    line = _line_number(path, record)
+    text = split.first_bad[1]
+    shown = text if len(text) <= 60 else text[:57] + "..."
+    return f"{path} {f'line {line}' if line else f'record {record + 1}'}: {shown!r}"
+
+
+def _line_number(path: str, record: int) -> int | None:
+    """Return the line, from 1, of a record, from 0, blank lines counted as Spark does; None when out of reach."""
+    import fsspec
+
+    try:
+        with fsspec.open(path, "rb", compression="infer") as file:
+            for number, line in enumerate(_lines(file), start=1):
+                if line.strip(b" \t\r\n"):
+                    if record == 0:
+                        return number
+                    record -= 1
+    except (OSError, ImportError, ValueError, EOFError):
+        return None
+    return None
+
+
+def _lines(file: Any, block: int = 1 << 20) -> Any:
+    rest = b""
+    while data := file.read(block):
+        lines = (rest + data).splitlines(keepends=True)
+        # The last one may go on in the next block, and a carriage return may be half of a line's end.
+        rest = lines.pop()
+        yield from lines
+    yield from rest.splitlines(keepends=True)
