@@ -1,0 +1,385 @@
+"""The ledger: which records are duplicates, of what, found when and how: Delta tables ``runs``, ``duplicates``.
+
+A run's rows are written first, in one commit, in a partition of their own; then its row in ``runs``, which makes
+them count: readers go through ``runs``. A run that died in between is invisible, and is replaced when repeated.
+Later matchers add their word in ``method``; a match against history names an earlier run's record in ``kept_id``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import spark_dedup
+from spark_dedup.errors import InputError
+from spark_dedup.names import literal, path_relation, quote_name, split_name
+from spark_dedup.paths import normalise_path
+from spark_dedup.session import require_delta
+from spark_dedup.tables import LEDGER_COLUMNS, col, require_columns
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, Row, SparkSession
+
+__all__ = [
+    "DONE",
+    "STOPPED",
+    "Ledger",
+    "Run",
+    "describe_input",
+    "find_run",
+    "input_version",
+    "make_run_id",
+    "open_ledger",
+    "read_duplicates",
+    "write_run",
+]
+
+LAYOUT = "1"
+LAYOUT_KEY = "spark_dedup.ledger.layout"
+ROLE_KEY = "spark_dedup.ledger.table"
+DONE, STOPPED = "done", "stopped"
+
+RUN_COLUMNS = {
+    "run_id": ("STRING", "Name of the run: its method and a hash of what it ran on and how"),
+    "method": ("STRING", "Matcher that ran: exact, semantic"),
+    "status": ("STRING", "done, or stopped when a safety limit was met and nothing was removed"),
+    "message": ("STRING", "Why a run was stopped; empty otherwise"),
+    "started_at": ("TIMESTAMP", "When the run began"),
+    "finished_at": ("TIMESTAMP", "When its rows were complete; the newest done run is the current one"),
+    "input": ("STRING", "Dataset that was matched: path, table, or a JSON list of them"),
+    "input_version": (
+        "STRING",
+        "Version of a Delta input, or a hash of the names, sizes and times of the files",
+    ),
+    "id_field": ("STRING", "Column of the input that holds the ids"),
+    "registry": ("STRING", "Id registry that gave the ids; empty when the input brought its own"),
+    "parameters": ("MAP<STRING, STRING>", "Settings of the run"),
+    "num_documents": ("BIGINT", "Records of the input"),
+    "num_groups": ("BIGINT", "Groups of duplicates"),
+    "num_duplicates": ("BIGINT", "Records to remove"),
+    "documents_by_source": ("MAP<STRING, BIGINT>", "Records of the input by source, where sources are known"),
+    "times": ("MAP<STRING, DOUBLE>", "Seconds by step"),
+    "device": ("STRING", "cpu or gpu"),
+    "library_version": ("STRING", "Version of spark_dedup"),
+}
+DUPLICATE_COLUMNS = {
+    "run_id": ("STRING", "Run that found it: a row of the table runs"),
+    "id": ("", "Record to remove"),
+    "matched_id": ("", "Record that it matched"),
+    "kept_id": ("", "Survivor that represents it, never itself removed; null when all copies are dropped"),
+    "group_id": ("STRING", "md5 of the text for exact matches, centroid for semantic ones"),
+    "method": ("STRING", "Matcher that found it: exact, semantic"),
+    "score": ("DOUBLE", "Similarity to matched_id; 1.0 for exact matches"),
+    "source": ("STRING", "Source of the record, where sources are known"),
+    "kept_source": ("STRING", "Source of its survivor, where sources are known"),
+}
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """A ledger's two tables as SQL relations, quoted."""
+
+    location: str
+    runs: str
+    duplicates: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One row of ``runs``; the columns' comments in ``RUN_COLUMNS`` explain each field."""
+
+    method: str
+    input: str
+    id_field: str
+    num_documents: int
+    num_groups: int
+    num_duplicates: int
+    started_at: datetime
+    input_version: str | None = None
+    registry: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    documents_by_source: Mapping[str, int] = field(default_factory=dict)
+    times: Mapping[str, float] = field(default_factory=dict)
+    device: str = "cpu"
+    status: str = DONE
+    message: str | None = None
+
+    @property
+    def run_id(self) -> str:
+        """The run's name: the same for the same work on the same data, so that a repeated run replaces itself."""
+        return make_run_id(self.method, self.input, self.input_version, self.parameters)
+
+
+def make_run_id(method: str, source: str, version: str | None, parameters: Mapping[str, Any]) -> str:
+    """Return ``method-hash`` of what ran on what; a random one where the input's version is unknown."""
+    if version is None:
+        return f"{method}-{uuid.uuid4().hex[:16]}"
+    work = [method, source, version, _texts(parameters), spark_dedup.__version__]
+    digest = hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()
+    return f"{method}-{digest[:16]}"
+
+
+def describe_input(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> str:
+    """Return the spelling of a dataset in ``runs.input``: a table name, an absolute path, or a JSON list."""
+    from spark_dedup.datasets import is_table_name
+
+    if isinstance(source, str | os.PathLike):
+        return quote_name(split_name(str(source))) if is_table_name(source) else normalise_path(source)
+    paths = [normalise_path(path) for path in source]
+    return paths[0] if len(paths) == 1 else json.dumps(paths)
+
+
+def input_version(spark: SparkSession, source: Any, *, filetype: str = "parquet") -> str | None:
+    """Return the version of a dataset: ``delta:N``, ``files:COUNT:HASH``, or None for other tables."""
+    from spark_dedup.datasets import find_source, list_files
+
+    found = find_source(spark, source, filetype=filetype)
+    if found.kind == "files":
+        files = list_files(list(found.names), filetype=filetype)
+        digest = hashlib.sha256()
+        for file in files:
+            digest.update(f"{file.path}\0{file.size}\0{file.modified_ms}\n".encode())
+        return f"files:{len(files)}:{digest.hexdigest()[:16]}"
+    name = found.names[0]
+    relation = path_relation("delta", name) if found.kind == "delta" else quote_name(split_name(name))
+    try:
+        newest = spark.sql(f"DESCRIBE HISTORY {relation} LIMIT 1").first()
+    except Exception:  # a view or a table that is not Delta has no history
+        return None
+    return f"delta:{newest['version']}" if newest else None
+
+
+def locate(location: str | os.PathLike[str], spark: SparkSession) -> Ledger:
+    """Return the ledger at a folder or schema, whether or not its tables exist.
+
+    Raises:
+        InputError: for a schema that does not exist.
+    """
+    text = os.fspath(location)
+    if not text.strip():
+        raise InputError("no ledger was named: give a folder or a schema")
+    if os.path.exists(text) or "/" in text or text.startswith((".", "~")) or not isinstance(location, str):
+        path = normalise_path(text)
+        return Ledger(
+            path, path_relation("delta", f"{path}/runs"), path_relation("delta", f"{path}/duplicates")
+        )
+    parts = split_name(text)
+    schema = quote_name(parts)
+    if len(parts) > 2:
+        raise InputError(f"ledger {text} has more than two parts: name a schema or catalog.schema")
+    if not spark.catalog.databaseExists(schema):
+        raise InputError(
+            f"no schema {schema} in this session's catalog: CREATE SCHEMA {schema}, "
+            f"or write ./{text} for a folder"
+        )
+    return Ledger(schema, f"{schema}.`runs`", f"{schema}.`duplicates`")
+
+
+def open_ledger(spark: SparkSession, location: str | os.PathLike[str]) -> Ledger:
+    """Return an existing ledger.
+
+    Raises:
+        InputError: nothing there, another layout, or tables that are no ledger.
+    """
+    require_delta(spark)
+    ledger = locate(location, spark)
+    for role, relation in (("duplicates", ledger.duplicates), ("runs", ledger.runs)):
+        if not _check_layout(spark, relation, role):
+            raise InputError(
+                f"no ledger at {ledger.location}: {relation} does not exist; run a job with ledger="
+            )
+    return ledger
+
+
+def write_run(
+    spark: SparkSession, location: str | os.PathLike[str], run: Run, duplicates: DataFrame
+) -> Ledger:
+    """Write a finished run; a repeated one replaces itself. One commit for its rows, one that makes them count.
+
+    Args:
+        spark: a session with Delta.
+        location: folder or schema; the tables are made when missing.
+        run: what is known of the run.
+        duplicates: columns of the contract (``LEDGER_COLUMNS``), and ``source``, ``kept_source`` where known.
+
+    Raises:
+        InputError: ids of another type than the ledger's, another layout, or another job that would not let go.
+    """
+    from pyspark.sql import functions as F
+
+    require_delta(spark)
+    require_columns(duplicates, LEDGER_COLUMNS, where="the ledger rows")
+    ledger = locate(location, spark)
+    id_type = _id_type(duplicates)
+    _create(spark, ledger, id_type)
+    _check_ids(spark, ledger, id_type)
+    types = {**{c: t for c, (t, _) in DUPLICATE_COLUMNS.items()}, "id": id_type}
+    types |= {"matched_id": id_type, "kept_id": id_type}
+    rows = duplicates.select(
+        F.lit(run.run_id).alias("run_id"),
+        *[
+            (col(c) if c in duplicates.columns else F.lit(None)).cast(types[c]).alias(c)
+            for c in DUPLICATE_COLUMNS
+            if c != "run_id"
+        ],
+    )
+    mine = F.col("run_id") == F.lit(run.run_id)
+    _commit(lambda: rows.writeTo(ledger.duplicates).overwrite(mine), ledger)
+    row = _run_row(spark, run)
+
+    def publish() -> None:
+        known = spark.table(ledger.runs).where(mine).limit(1).count()
+        writer = row.writeTo(ledger.runs)
+        # A blind append never meets another run's commit; the transaction name keeps a twin from adding it twice.
+        if known:
+            writer.overwrite(mine)
+        else:
+            writer.option("txnAppId", f"spark_dedup-{run.run_id}").option("txnVersion", "1").append()
+
+    _commit(publish, ledger)
+    return ledger
+
+
+def find_run(spark: SparkSession, ledger: Ledger, run_id: str | None = None) -> Row:
+    """Return a run's row: the named one, else the newest good one.
+
+    Raises:
+        InputError: no such run, naming those there are.
+    """
+    from pyspark.sql import functions as F
+
+    runs = spark.table(ledger.runs)
+    wanted = F.col("run_id") == F.lit(run_id) if run_id is not None else F.col("status") == F.lit(DONE)
+    newest = [F.col("finished_at").desc(), F.col("run_id").desc()]
+    found: Row | None = runs.where(wanted).orderBy(*newest).first()
+    if found is None:
+        known = [row[0] for row in runs.orderBy(*newest).select("run_id").limit(5).collect()]
+        what = f"no run {run_id!r}" if run_id is not None else "no finished run"
+        raise InputError(
+            f"{what} in the ledger {ledger.location}; it has {', '.join(known) or 'none at all'}"
+        )
+    return found
+
+
+def read_duplicates(spark: SparkSession, ledger: Ledger, run_id: str | None = None) -> DataFrame:
+    """Return the rows of a run: the named one, else the newest good one.
+
+    Raises:
+        InputError: no such run.
+    """
+    from pyspark.sql import functions as F
+
+    run = find_run(spark, ledger, run_id)
+    return spark.table(ledger.duplicates).where(F.col("run_id") == F.lit(run["run_id"]))
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    return {k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in sorted(values.items())}
+
+
+def _run_row(spark: SparkSession, run: Run) -> DataFrame:
+    values = {
+        **{name: getattr(run, name, None) for name in RUN_COLUMNS},
+        "finished_at": datetime.now(UTC),
+        "parameters": _texts(run.parameters),
+        "documents_by_source": dict(run.documents_by_source),
+        "times": {k: float(v) for k, v in run.times.items()},
+        "library_version": spark_dedup.__version__,
+    }
+    schema = ", ".join(f"{name} {kind}" for name, (kind, _) in RUN_COLUMNS.items())
+    return spark.createDataFrame([tuple(values[name] for name in RUN_COLUMNS)], schema)
+
+
+def _id_type(duplicates: DataFrame) -> str:
+    kind = {name: kind.upper() for name, kind in duplicates.dtypes}["id"]
+    if kind in ("TINYINT", "SMALLINT", "INT", "BIGINT"):
+        return "BIGINT"
+    if kind == "STRING" or kind.startswith(("DECIMAL", "BINARY")):
+        return kind
+    raise InputError(f"ids of type {kind.lower()} cannot be kept in a ledger: use integers or strings")
+
+
+def _create(spark: SparkSession, ledger: Ledger, id_type: str) -> None:
+    tables = (
+        ("duplicates", ledger.duplicates, DUPLICATE_COLUMNS, "PARTITIONED BY (run_id)"),
+        ("runs", ledger.runs, RUN_COLUMNS, ""),
+    )
+    comments = {
+        "duplicates": "spark_dedup: one row per record to remove. Only rows whose run is in the table runs count.",
+        "runs": "spark_dedup: one row per finished deduplication run.",
+    }
+    for role, relation, columns, partitions in tables:
+        if _check_layout(spark, relation, role):
+            continue
+        spelled = ", ".join(
+            f"{name} {kind or id_type} COMMENT {literal(comment)}"
+            for name, (kind, comment) in columns.items()
+        )
+        statement = (
+            f"CREATE TABLE IF NOT EXISTS {relation} ({spelled}) USING delta {partitions} "
+            f"COMMENT {literal(comments[role])} "
+            f"TBLPROPERTIES ({literal(LAYOUT_KEY)} = {literal(LAYOUT)}, {literal(ROLE_KEY)} = {literal(role)})"
+        )
+        try:
+            spark.sql(statement)
+        except Exception:
+            # Another job may have made it at the same moment; any other failure is the caller's to see.
+            if not _check_layout(spark, relation, role):
+                raise
+
+
+def _check_layout(spark: SparkSession, relation: str, role: str) -> bool:
+    """Return whether the table exists; raise when it is not this library's table of this layout."""
+    try:
+        detail = spark.sql(f"DESCRIBE DETAIL {relation}").first()
+    except Exception as error:
+        if any(word in str(error) for word in ("NOT_FOUND", "MISSING_DELTA_TABLE", "doesn't exist")):
+            return False
+        raise
+    properties = (detail["properties"] if detail else None) or {}
+    if properties.get(ROLE_KEY) != role:
+        raise InputError(
+            f"{relation} exists and is no spark_dedup ledger: name another folder or schema for the ledger"
+        )
+    found = properties.get(LAYOUT_KEY)
+    if found != LAYOUT:
+        newer = found is not None and found.isdigit() and int(found) > int(LAYOUT)
+        mend = "update spark_dedup" if newer else "name a new ledger and run the job again"
+        raise InputError(f"{relation} has ledger layout {found}, this version reads {LAYOUT}: {mend}")
+    return True
+
+
+def _check_ids(spark: SparkSession, ledger: Ledger, id_type: str) -> None:
+    has = dict(spark.table(ledger.duplicates).dtypes)["id"].upper()
+    if has != id_type:
+        raise InputError(
+            f"the ledger {ledger.location} holds {has.lower()} ids, these are {id_type.lower()}: "
+            "name another ledger for them"
+        )
+
+
+def _commit(write: Callable[[], None], ledger: Ledger, tries: int = 5) -> None:
+    for attempt in range(1, tries + 1):
+        try:
+            write()
+            return
+        except Exception as error:
+            # Delta's classes differ between classic and Connect sessions; its error classes do not.
+            conflict = any(
+                w in str(error) for w in ("DELTA_CONCURRENT", "DELTA_METADATA_CHANGED", "Concurrent")
+            )
+            if not conflict:
+                raise
+            if attempt == tries:
+                raise InputError(
+                    f"another job keeps writing the ledger {ledger.location}: nothing of this run counts there; "
+                    "run it again"
+                ) from error
+            time.sleep(attempt * 0.5)

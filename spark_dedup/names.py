@@ -1,0 +1,49 @@
+"""SQL text from names that users give: every part quoted, so that no name can be read as SQL."""
+
+from __future__ import annotations
+
+import re
+
+from spark_dedup.errors import InputError
+from spark_dedup.paths import normalise_path
+from spark_dedup.tables import quote
+
+__all__ = ["literal", "path_relation", "quote_name", "split_name"]
+
+_PART = re.compile(r"`((?:[^`]|``)+)`|([^`.]+)")
+
+
+def split_name(name: str) -> tuple[str, ...]:
+    """Split ``catalog.schema.table`` at its dots; a part in backticks may hold dots, doubled backticks, anything.
+
+    Raises:
+        InputError: for a name with an empty part or an open backtick.
+    """
+    parts, at = [], 0
+    while True:
+        found = _PART.match(name, at)
+        end = found.end() if found else at
+        if not found or (end < len(name) and name[end] != "."):
+            raise InputError(
+                f"{name!r} is no name of a table or schema: write it as schema.name, "
+                "with a part that holds dots or backticks as `my.name`, its backticks doubled"
+            )
+        parts.append(found[1].replace("``", "`") if found[1] is not None else found[2])
+        if end == len(name):
+            return tuple(parts)
+        at = end + 1
+
+
+def quote_name(parts: tuple[str, ...]) -> str:
+    """Return the parts of a name as SQL, each in backticks."""
+    return ".".join(map(quote, parts))
+
+
+def path_relation(kind: str, path: str) -> str:
+    """Return the SQL relation of a path: ``delta.`/data/docs` ``; ``kind`` is delta, parquet or json."""
+    return f"{kind}.{quote(normalise_path(path))}"
+
+
+def literal(text: str) -> str:
+    """Return a SQL string literal that stands for exactly ``text``."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -1,0 +1,181 @@
+import threading
+
+import pytest
+from ledger_rows import REMOVED, ROWS, rows, run
+
+from spark_dedup.errors import InputError
+from spark_dedup.ledger import (
+    describe_input,
+    find_run,
+    input_version,
+    open_ledger,
+    read_duplicates,
+    write_run,
+)
+
+
+def ids(df):
+    return sorted(row["id"] for row in df.collect())
+
+
+def test_a_repeated_run_replaces_itself(spark, tmp_path):
+    home = tmp_path / "l e.d'g\"e`r % ü"
+    write_run(spark, home, run(), rows(spark))
+    ledger = write_run(spark, home, run(device="gpu"), rows(spark))
+    assert ids(read_duplicates(spark, ledger)) == sorted(REMOVED)
+    assert [r["device"] for r in spark.table(ledger.runs).collect()] == ["gpu"]
+    assert spark.table(ledger.duplicates).count() == len(ROWS)
+
+
+def test_other_data_is_another_run(spark, tmp_path):
+    first, second = run(), run(input_version="files:1:bb", num_duplicates=1)
+    write_run(spark, tmp_path, first, rows(spark))
+    ledger = write_run(spark, tmp_path, second, rows(spark, ROWS[:1]))
+    assert ids(read_duplicates(spark, ledger)) == [5]
+    assert ids(read_duplicates(spark, ledger, first.run_id)) == sorted(REMOVED)
+    assert find_run(spark, ledger)["run_id"] == second.run_id
+
+
+def test_unknown_version_is_never_the_same_run():
+    assert run(input_version=None).run_id != run(input_version=None).run_id
+    assert run().run_id == run().run_id
+
+
+def test_a_run_that_died_before_its_end_does_not_count(spark, tmp_path, monkeypatch):
+    write_run(spark, tmp_path, run(), rows(spark))
+    monkeypatch.setattr("spark_dedup.ledger._run_row", lambda *_: pytest.fail("killed"))
+    dead = run(input_version="files:1:cc")
+    with pytest.raises(pytest.fail.Exception):
+        write_run(spark, tmp_path, dead, rows(spark, ROWS[:1]))
+    ledger = open_ledger(spark, tmp_path)
+    assert ids(read_duplicates(spark, ledger)) == sorted(REMOVED)
+    monkeypatch.undo()
+    write_run(spark, tmp_path, dead, rows(spark, ROWS[:1]))
+    assert ids(read_duplicates(spark, ledger)) == [5]
+    assert spark.table(ledger.duplicates).count() == len(ROWS) + 1
+
+
+def test_tables_explain_themselves(spark, tmp_path):
+    ledger = write_run(spark, tmp_path, run(), rows(spark))
+    for relation in (ledger.runs, ledger.duplicates):
+        described = spark.sql(f"DESCRIBE {relation}").where("col_name rlike '^[a-z_]+$'").collect()
+        assert described
+        assert all(row["comment"] for row in described)
+        detail = spark.sql(f"DESCRIBE DETAIL {relation}").first()
+        assert detail["description"]
+        assert detail["properties"]["spark_dedup.ledger.layout"] == "1"
+
+
+def test_in_a_schema_with_a_reserved_name(spark):
+    spark.sql("CREATE SCHEMA IF NOT EXISTS `select`")
+    try:
+        ledger = write_run(spark, "`select`", run(), rows(spark))
+        assert spark.table("`select`.runs").count() == 1
+        assert ids(read_duplicates(spark, ledger)) == sorted(REMOVED)
+    finally:
+        spark.sql("DROP SCHEMA `select` CASCADE")
+
+
+def test_writers_at_the_same_time(spark, tmp_path):
+    failed = []
+
+    def write(version):
+        try:
+            write_run(spark, tmp_path, run(input_version=version), rows(spark))
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=write, args=(f"v{i}",)) for i in (0, 1, 0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    ledger = open_ledger(spark, tmp_path)
+    assert spark.table(ledger.runs).count() == 2
+    assert spark.table(ledger.duplicates).count() == 2 * len(ROWS)
+
+
+def test_a_writer_that_never_lets_go(spark, tmp_path, monkeypatch):
+    def held():
+        raise RuntimeError("[DELTA_CONCURRENT_APPEND] files were added")
+
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    from spark_dedup.ledger import Ledger, _commit
+
+    with pytest.raises(InputError, match="another job keeps writing the ledger /l"):
+        _commit(held, Ledger("/l", "", ""))
+
+
+class TestErrors:
+    def test_nothing_there(self, spark, tmp_path):
+        with pytest.raises(InputError, match="no ledger at"):
+            open_ledger(spark, tmp_path / "none")
+        assert not (tmp_path / "none").exists()
+
+    def test_no_such_schema(self, spark):
+        with pytest.raises(InputError, match=r"no schema `nosuch`.*write \./nosuch for a folder"):
+            write_run(spark, "nosuch", run(), rows(spark))
+
+    def test_foreign_table(self, spark, tmp_path):
+        spark.range(3).write.format("delta").save(str(tmp_path / "duplicates"))
+        with pytest.raises(InputError, match="no spark_dedup ledger"):
+            write_run(spark, tmp_path, run(), rows(spark))
+        assert not (tmp_path / "runs").exists()
+
+    @pytest.mark.parametrize(("layout", "mend"), [("0", "run the job again"), ("7", "update spark_dedup")])
+    def test_other_layout(self, spark, tmp_path, layout, mend):
+        ledger = write_run(spark, tmp_path, run(), rows(spark))
+        key = "spark_dedup.ledger.layout"
+        spark.sql(f"ALTER TABLE {ledger.runs} SET TBLPROPERTIES ('{key}' = '{layout}')")
+        with pytest.raises(InputError, match=f"ledger layout {layout}, this version reads 1.*{mend}"):
+            open_ledger(spark, tmp_path)
+
+    def test_other_id_type(self, spark, tmp_path):
+        write_run(spark, tmp_path, run(), rows(spark))
+        texts = rows(spark).selectExpr(
+            "string(id)", "string(matched_id)", "string(kept_id)", "* except (id, matched_id, kept_id)"
+        )
+        with pytest.raises(InputError, match="holds bigint ids, these are string"):
+            write_run(spark, tmp_path, run(input_version="x"), texts)
+
+    def test_no_such_run(self, spark, tmp_path):
+        ledger = write_run(spark, tmp_path, run(), rows(spark))
+        with pytest.raises(InputError, match=f"no run 'nope'.*it has {run().run_id}"):
+            find_run(spark, ledger, "nope")
+
+
+def test_inputs_and_their_versions(spark, tmp_path):
+    spark.range(3).write.parquet(str(tmp_path / "p"))
+    spark.range(3).write.format("delta").save(str(tmp_path / "d"))
+    first = input_version(spark, tmp_path / "p")
+    assert first.startswith("files:")
+    assert input_version(spark, tmp_path / "p") == first
+    spark.range(1).write.mode("append").parquet(str(tmp_path / "p"))
+    assert input_version(spark, tmp_path / "p") != first
+    assert input_version(spark, tmp_path / "d") == "delta:0"
+    assert describe_input(f"file:{tmp_path}/p") == f"{tmp_path}/p"
+    assert describe_input("a.`b.c`") == "`a`.`b.c`"
+    assert describe_input([tmp_path / "a", tmp_path / "b"]) == f'["{tmp_path}/a", "{tmp_path}/b"]'
+
+
+def test_on_connect(run_connect):
+    out = run_connect("""
+import sys
+from datetime import datetime, UTC
+from spark_dedup.ledger import Run, write_run, read_duplicates
+from spark_dedup.sql import create_views, register
+rows = spark.createDataFrame([(5, 1, 1, "a", "exact", 1.0)],
+    "id int, matched_id int, kept_id int, group_id string, method string, score double")
+run = Run(method="exact", input="/d", input_version="1", id_field="id", num_documents=3, num_groups=1,
+          num_duplicates=1, started_at=datetime.now(UTC))
+for _ in range(2):
+    ledger = write_run(spark, "./ledger", run, rows)
+create_views(spark, ledger="./ledger")
+register(spark)
+spark.range(4).selectExpr("id", "'t' AS text").createOrReplaceTempView("docs")
+spark.sql("SET VAR dedup_query = exact_duplicates_query('docs', 'id', 'text')")
+print(read_duplicates(spark, ledger).count(), spark.table("dedup_groups").first()["size"],
+      spark.sql("EXECUTE IMMEDIATE dedup_query").count())
+""")
+    assert out.split() == ["1", "2", "3"]
