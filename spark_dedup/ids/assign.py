@@ -18,6 +18,7 @@ from spark_dedup.ids.curator import group_files
 from spark_dedup.ids.files import FileRange, file_ranges, match_urls, table_files
 from spark_dedup.ids.generator import IdGenerator
 from spark_dedup.ids.registry import IdRegistry
+from spark_dedup.ids.rows import as_frame
 from spark_dedup.ids.splits import (
     Split,
     count_splits,
@@ -215,7 +216,7 @@ def _by_row_index(
     rows = df.select(
         *columns, F.col(f"{hidden}.file_path").alias(PATH), F.col(f"{hidden}.row_index").alias(ROW)
     )
-    joined = rows.join(F.broadcast(spark.createDataFrame(file_table(ranges, urls))), PATH, "left")
+    joined = rows.join(F.broadcast(as_frame(spark, file_table(ranges, urls))), PATH, "left")
     return joined.select(*columns, _id_by_place().alias(ID))
 
 

@@ -8,6 +8,8 @@ no version of the table mentions.
 from __future__ import annotations
 
 import logging
+import shutil
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,22 +18,19 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from spark_dedup.errors import InputError
 from spark_dedup.ids.generator import Batch
-from spark_dedup.ids.rows import COLUMNS, LOOKUP, Entry, check_layout, rows_of
+from spark_dedup.ids.rows import COLUMNS, LOOKUP, TABLE_SETTINGS, Entry, check_layout, rows_of
+from spark_dedup.paths import is_local
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-__all__ = ["TABLE_SETTINGS", "DeltaLog"]
+__all__ = ["DeltaLog"]
 
 logger = logging.getLogger(__name__)
 
 COMPACT_FROM_FILES = 100
-TABLE_SETTINGS = {
-    "delta.appendOnly": "true",
-    # Databricks defaults to a weaker level, under which two INSERT … SELECT max(…) may both succeed.
-    "delta.isolationLevel": "Serializable",
-}
 
 
 class DeltaLog:
@@ -63,21 +62,33 @@ class DeltaLog:
                     raise error from None
         check_layout([field.name for field in self._table.schema().fields], path)
         self._forget()
-        local = Path(path) if "://" not in path else None
-        self.lock_file = local / "_turn.lock" if local and local.is_dir() else None
+        self.lock_file = Path(path) / "_turn.lock" if is_local(path) else None
 
     def _create(self, initial: pa.Table) -> None:
+        """Create the table with its first rows, on a local disk aside and then renamed: it is there whole or not."""
         from deltalake import DeltaTable, write_deltalake
 
-        write_deltalake(
-            self.location,
-            initial,
-            mode="error",
-            name="spark_dedup id registry",
-            description="Ranges of document ids, one row per batch of files",
-            configuration=TABLE_SETTINGS,
-            storage_options=self._options,
-        )
+        local = Path(self.location) if is_local(self.location) else None
+        if local and local.exists() and (not local.is_dir() or any(local.iterdir())):
+            raise InputError(
+                f"{local} exists and is no Delta table; name an empty or new folder for the id registry"
+            )
+        aside = local.with_name(f".{local.name}.{uuid.uuid4().hex}.tmp") if local else None
+        try:
+            write_deltalake(
+                str(aside or self.location),
+                initial,
+                mode="error",
+                name="spark_dedup id registry",
+                description="Ranges of document ids, one row per batch of files",
+                configuration=TABLE_SETTINGS,
+                storage_options=self._options,
+            )
+            if aside and local:
+                aside.rename(local)
+        finally:
+            if aside:
+                shutil.rmtree(aside, ignore_errors=True)
         self._table = DeltaTable(self.location, storage_options=self._options)
         self.created = True
 

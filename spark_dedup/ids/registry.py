@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from spark_dedup.datasets import is_table_name
 from spark_dedup.errors import InputError
 from spark_dedup.ids.generator import (
     Batch,
@@ -27,6 +28,9 @@ from spark_dedup.ids.generator import (
 )
 from spark_dedup.ids.rows import ORIGIN, Entry, origin_rows, state_rows
 from spark_dedup.ids.turns import turn
+from spark_dedup.paths import is_local, normalise_path
+from spark_dedup.session import is_connect
+from spark_dedup.tables import quote
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["IdRegistry"]
 
 PATIENCE_S = 600.0
+MOUNTS = ("/Volumes/", "/dbfs/", "/Workspace/")
+"""Mounts of Databricks: object stores, where a rename does not refuse to replace."""
 
 
 class _Log(Protocol):
@@ -269,5 +275,21 @@ def _open_log(
     spark: SparkSession, location: str, initial: pa.Table, storage_options: Mapping[str, Any] | None
 ) -> _Log:
     from spark_dedup.ids.delta_log import DeltaLog
+    from spark_dedup.ids.spark_log import SparkLog
 
-    return DeltaLog(location, initial=initial, storage_options=storage_options)
+    if is_table_name(location):
+        return SparkLog(spark, location, location, initial=initial)
+    path = normalise_path(location)
+    if storage_options is not None or _delta_rs_reaches(spark, location, path):
+        return DeltaLog(path, initial=initial, storage_options=storage_options)
+    return SparkLog(spark, f"delta.{quote(path)}", path, initial=initial)
+
+
+def _delta_rs_reaches(spark: SparkSession, given: str, path: str) -> bool:
+    """Return whether this process may commit to a path itself: a local disk that Spark too means by it."""
+    if is_connect(spark) or not is_local(path) or path.startswith(MOUNTS):
+        return False
+    if given.startswith("file:"):
+        return True
+    default = spark.conf.get("spark.hadoop.fs.defaultFS", "file:///") or "file:///"
+    return default.startswith("file:") and not {"HADOOP_CONF_DIR", "YARN_CONF_DIR"} & os.environ.keys()

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from spark_dedup.errors import InputError
 from spark_dedup.ids.generator import Batch
 
-__all__ = ["COLUMNS", "LOOKUP", "ORIGIN", "Entry", "check_layout", "origin_rows", "rows_of", "state_rows"]
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+__all__ = [
+    "COLUMNS",
+    "LOOKUP",
+    "ORIGIN",
+    "TABLE_SETTINGS",
+    "Entry",
+    "as_frame",
+    "check_layout",
+    "origin_rows",
+    "rows_of",
+    "state_rows",
+]
 
 ORIGIN = "origin"
 """Key of a table's first row: an empty range that ends below the first id, so the maximum always exists."""
@@ -26,6 +41,11 @@ COLUMNS = pa.schema(
         ("commit_token", pa.string()),
     ]
 )
+TABLE_SETTINGS = {
+    "delta.appendOnly": "true",
+    # Databricks defaults to a weaker level, under which two INSERT … SELECT max(…) may both succeed.
+    "delta.isolationLevel": "Serializable",
+}
 LOOKUP = ("key", "min_id", "max_id", "size", "modified_ms")
 
 
@@ -89,3 +109,12 @@ def check_layout(columns: Sequence[str], where: str) -> None:
             f"{where} is not an id registry of this layout: it has the columns {', '.join(columns)}, "
             f"not {', '.join(COLUMNS.names)}; name another place for the registry"
         )
+
+
+def as_frame(spark: SparkSession, rows: pa.Table) -> DataFrame:
+    """Return an Arrow table of the driver's as a DataFrame; Spark 3 does not take one directly."""
+    if int(spark.version.split(".")[0]) >= 4:
+        return spark.createDataFrame(rows)
+    types = {pa.string(): "string", pa.int64(): "bigint", pa.list_(pa.string()): "array<string>"}
+    ddl = ", ".join(f"{field.name} {types[field.type]}" for field in rows.schema)
+    return spark.createDataFrame([tuple(row.values()) for row in rows.to_pylist()], ddl)

@@ -22,6 +22,7 @@ import pyarrow as pa
 from spark_dedup.datasets import is_table_name
 from spark_dedup.ids.files import FileRange
 from spark_dedup.ids.generator import stale_error
+from spark_dedup.ids.rows import as_frame
 from spark_dedup.paths import filesystem, spark_path
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def small_table(spark: SparkSession, rows: pa.Table, near: str | None) -> DataFr
     a hash of its content, hidden from table readers, as the DataFrame may be used long after.
     """
     if not on_gpu(spark) or near is None or is_table_name(near):
-        return spark.createDataFrame(rows)
+        return as_frame(spark, rows)
     import pyarrow.parquet as pq
 
     sink = pa.BufferOutputStream()

@@ -1,0 +1,128 @@
+"""The id registry's Delta table through Spark SQL: for table names, Spark Connect and remote stores.
+
+Ids are given out by one ``INSERT … SELECT`` that reads the maximum and writes in the same statement. Delta's
+optimistic commit then refuses it when another writer was first; reading the maximum beforehand would overlap.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from spark_dedup.ids.generator import Batch
+from spark_dedup.ids.rows import COLUMNS, LOOKUP, TABLE_SETTINGS, Entry, as_frame, check_layout, rows_of
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+__all__ = ["SparkLog"]
+
+CONFLICTS = ("DELTA_CONCURRENT", "io.delta.exceptions.", "ConcurrentModificationException")
+ABSENT = ("TABLE_OR_VIEW_NOT_FOUND", "PATH_NOT_FOUND", "DELTA_TABLE_NOT_FOUND", "DELTA_PATH_DOES_NOT_EXIST",
+          "DELTA_MISSING_DELTA_TABLE", "DELTA_SCHEMA_NOT_SET", "is not a Delta table")  # fmt: skip
+
+
+class SparkLog:
+    """Registry rows in a Delta table that Spark names. Not thread-safe.
+
+    Args:
+        spark: a session with Delta.
+        table: the table in SQL: a quoted name, or ``delta.`path```.
+        location: the table in messages.
+        initial: rows of the first version of a table that is created.
+    """
+
+    lock_file: Path | None = None
+
+    def __init__(self, spark: SparkSession, table: str, location: str, *, initial: pa.Table) -> None:
+        self.location = location
+        self.created = False
+        self._spark = spark
+        self._table = table
+        columns = self._columns()
+        if columns is None:
+            self._create(initial)
+        check_layout(columns or self._columns() or [], location)
+
+    def _columns(self) -> list[str] | None:
+        """Return the table's columns, None when there is no table."""
+        try:
+            return list(self._spark.table(self._table).columns)
+        except Exception as error:
+            if any(word in str(error) for word in ABSENT):
+                return None
+            raise
+
+    def _create(self, initial: pa.Table) -> None:
+        settings = ", ".join(f"'{key}' = '{value}'" for key, value in TABLE_SETTINGS.items())
+        with self._view(initial) as rows:
+            try:
+                self._spark.sql(
+                    f"CREATE TABLE {self._table} USING delta TBLPROPERTIES ({settings}) AS SELECT * FROM {rows}"
+                ).collect()
+                self.created = True
+            except Exception:
+                if self._columns() is None:  # else another process made it in the meantime
+                    raise
+
+    @contextmanager
+    def _view(self, rows: pa.Table) -> Iterator[str]:
+        name = f"spark_dedup_{uuid.uuid4().hex}"
+        as_frame(self._spark, rows).createOrReplaceTempView(name)
+        try:
+            yield name
+        finally:
+            self._spark.catalog.dropTempView(name)
+
+    def next_id(self) -> int:
+        """Return the first id not given out."""
+        row = self._spark.sql(f"SELECT max(max_id) + 1 FROM {self._table}").first()
+        return int(row[0]) if row else 0
+
+    def find(self, keys: Sequence[str]) -> dict[str, Entry]:
+        """Return what is registered under the keys, as of now."""
+        with self._view(pa.table({"key": pa.array(keys, pa.string())})) as asked:
+            return self._entries(f"LEFT SEMI JOIN {asked} a ON t.key = a.key")
+
+    def _entries(self, condition: str) -> dict[str, Entry]:
+        names = ", ".join(f"t.{name}" for name in LOOKUP)
+        rows = self._spark.sql(f"SELECT {names} FROM {self._table} t {condition}").collect()
+        return {row["key"]: Entry(**row.asDict()) for row in rows}
+
+    def ranges(self) -> pa.Table:
+        """Return key, min_id and max_id of every batch, the origin row included."""
+        rows = self._spark.sql(f"SELECT key, min_id, max_id FROM {self._table}").collect()
+        columns = [[row[i] for row in rows] for i in range(3)]
+        return pa.table(columns, schema=pa.schema([COLUMNS.field(n) for n in ("key", "min_id", "max_id")]))
+
+    def append(self, batches: Sequence[Batch], keys: Sequence[str], token: str) -> dict[str, Entry] | None:
+        """Register batches in one statement, all or, when one is known by now, none.
+
+        Returns:
+            The new entries, or None when another writer was first: look the keys up again.
+        """
+        names = ", ".join(COLUMNS.names)
+        values = ", ".join(
+            f"n.next + b.{c}" if c in ("min_id", "max_id") else f"b.{c}" for c in COLUMNS.names
+        )
+        with self._view(rows_of(batches, keys, token, first=0)) as new:
+            try:
+                self._spark.sql(
+                    f"INSERT INTO {self._table} ({names}) SELECT {values} FROM {new} b CROSS JOIN ("
+                    f"SELECT max(t.max_id) + 1 AS next, count(k.key) AS known FROM {self._table} t "
+                    f"LEFT JOIN {new} k ON t.key = k.key) n WHERE n.known = 0"
+                ).collect()
+            except Exception as error:
+                if any(word in str(error) for word in CONFLICTS):
+                    return None
+                raise
+        return self._entries(f"WHERE t.commit_token = '{token}'") or None
+
+    def table(self, spark: SparkSession) -> DataFrame:
+        """Return the table as it is now."""
+        return spark.table(self._table)
