@@ -11,7 +11,15 @@ from spark_dedup.tables import col, require_columns
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-__all__ = ["FIRST_OF_GROUP", "Keep", "check_text", "duplicate_rows", "identify_exact", "ids_and_groups"]
+__all__ = [
+    "FIRST_OF_GROUP",
+    "Keep",
+    "check_text",
+    "duplicate_rows",
+    "identify_exact",
+    "ids_and_groups",
+    "ledger_rows",
+]
 
 Keep = str | Sequence[str | tuple[str, str]]
 """Columns that choose the survivor: ``"date"``, or ``[("quality", "desc"), "date"]``."""
@@ -47,9 +55,13 @@ def identify_exact(
     Raises:
         InputError: a missing column, or a text that is no string.
     """
+    return ledger_rows(duplicate_rows(df, text_field=text_field, id_field=id_field, keep=keep, verify=verify))
+
+
+def ledger_rows(rows: DataFrame) -> DataFrame:
+    """Return ``duplicate_rows`` as ledger rows."""
     from pyspark.sql import functions as F
 
-    rows = duplicate_rows(df, text_field=text_field, id_field=id_field, keep=keep, verify=verify)
     return rows.select(
         F.col(_ID).alias("id"),
         F.col(_SURVIVOR).alias("matched_id"),

@@ -20,7 +20,15 @@ from typing import Any
 
 from spark_dedup.errors import InputError
 
-__all__ = ["cache_dir", "ensure_java", "ensure_pyspark", "fetch_jars", "has_gpu", "spark_line"]
+__all__ = [
+    "cache_dir",
+    "check_versions",
+    "ensure_java",
+    "ensure_pyspark",
+    "fetch_jars",
+    "has_gpu",
+    "spark_line",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +82,7 @@ def ensure_pyspark() -> str:
 
 
 def spark_line(version: str) -> dict[str, Any]:
-    """Return the pins for a Spark version such as ``"4.1.1"``: keys ``delta``, ``rapids``, ``rapids_spark``.
+    """Return the pins for a Spark version such as ``"4.1.1"``, as ``jars/README.md`` describes them.
 
     Raises:
         InputError: for a Spark line without pins, naming those that have them.
@@ -87,6 +95,27 @@ def spark_line(version: str) -> dict[str, Any]:
             "or bring your own session with Delta"
         )
     return lines[line]
+
+
+def check_versions(version: str, *, gpu: bool = False) -> None:
+    """Check that a Spark version works with its pinned Delta and, for a GPU, with the RAPIDS plugin.
+
+    Both fail late and obscurely by themselves: Delta at a table's first checkpoint, the plugin at the start.
+
+    Raises:
+        InputError: with the version to install.
+    """
+    line = spark_line(version)
+    if version in line.get("delta_fails_on", []):
+        delta = line["delta"][0]["coordinate"].split(":")[2]
+        raise InputError(
+            f"Delta {delta} does not work with Spark {version}: install pyspark=={line['pyspark']}"
+        )
+    if gpu and version not in line.get("rapids_spark", []):
+        able = line if "rapids_spark" in line else next(iter(pins()["spark"].values()))
+        raise InputError(
+            f"the RAPIDS plugin does not run on Spark {version}: install pyspark=={able['pyspark']}"
+        )
 
 
 def java_version(java: str | Path) -> int | None:
@@ -168,10 +197,16 @@ def fetch_jars(spark_version: str, groups: Sequence[str] = ("delta",)) -> list[P
     for a mirror or a proxy), its SHA-256 compared with the pin, and only then moved into the cache.
 
     Raises:
-        InputError: when a jar cannot be fetched or its SHA-256 differs from the pin.
+        InputError: when a jar cannot be fetched, its SHA-256 differs from the pin, or nothing is pinned.
     """
     line = spark_line(spark_version)
     folder = cache_dir() / "jars"
+    for group in groups:
+        if group not in ("delta", "rapids"):
+            raise InputError(f"jars are pinned for delta and rapids, not {group!r}")
+        if group not in line:
+            have = ", ".join(name for name, pins_of in pins()["spark"].items() if group in pins_of)
+            raise InputError(f"no {group} jar is pinned for Spark {spark_version}, only for {have}")
     return [_fetch(pin["coordinate"], pin["sha256"], folder) for group in groups for pin in line[group]]
 
 
@@ -231,11 +266,15 @@ def _sha256(path: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Fetch and verify the pinned jars: ``python -m spark_dedup.runtime [delta] [rapids]``."""
+    """Fetch and verify the pinned jars and name their paths: ``python -m spark_dedup.runtime [delta] [rapids]``."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    version = ensure_pyspark()
-    for path in fetch_jars(version, list(sys.argv[1:] if argv is None else argv) or ["delta"]):
-        logger.info("%s  verified", path)
+    groups = list(sys.argv[1:] if argv is None else argv) or ["delta"]
+    try:
+        for path in fetch_jars(ensure_pyspark(), groups):
+            logger.info("%s", path)
+    except InputError as error:
+        logger.error("error: %s", error)
+        return 2
     return 0
 
 

@@ -23,11 +23,11 @@ __all__ = [
     "active_or_build",
     "barrier_slots",
     "build_session",
-    "check_settings",
     "is_connect",
     "job_progress",
     "require_delta",
     "resolve_device",
+    "settings",
     "task_slots",
 ]
 
@@ -95,6 +95,8 @@ def build_session(
 
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
+    # pyspark repeats every error as JSON on stderr before raising it.
+    logging.getLogger("DataFrameQueryContextLogger").setLevel(logging.CRITICAL)
     settings: dict[str, str] = {}
     if not _session_is_given():
         runtime.ensure_java()
@@ -125,6 +127,7 @@ def _session_is_given() -> bool:
 
 def _local_settings(version: str, device: str, master: str | None) -> dict[str, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    runtime.check_versions(version, gpu=device == "gpu")
     jars = runtime.fetch_jars(version, ("delta", "rapids") if device == "gpu" else ("delta",))
     here = Path(__file__).resolve().parent
     settings = {
@@ -145,20 +148,17 @@ def _local_settings(version: str, device: str, master: str | None) -> dict[str, 
         "spark.ui.enabled": "false",
     }
     if device == "gpu":
-        settings.update(_gpu_settings(version, jars))
+        settings.update(_gpu_settings(jars))
     return settings
 
 
-def _gpu_settings(version: str, jars: list[Path]) -> dict[str, str]:
-    supported = runtime.spark_line(version).get("rapids_spark", [])
-    if version not in supported:
-        raise InputError(
-            f"the RAPIDS plugin does not run on Spark {version}; install pyspark=={supported[-1]}"
-        )
+def _gpu_settings(jars: list[Path]) -> dict[str, str]:
     return {
         "spark.plugins": "com.nvidia.spark.SQLPlugin",
         "spark.driver.extraClassPath": str(next(jar for jar in jars if jar.name.startswith("rapids"))),
         "spark.rapids.sql.enabled": "true",
+        # A query that the plugin's planner breaks on runs on the CPU, instead of failing the job.
+        "spark.rapids.sql.suppressPlanningFailure": "true",
         "spark.rapids.sql.concurrentGpuTasks": "2",
         "spark.rapids.memory.pinnedPool.size": "2g",
         "spark.sql.files.maxPartitionBytes": "512m",
@@ -248,19 +248,23 @@ def barrier_slots(spark: SparkSession) -> int:
     return min(slots, int(local[1] or 1)) if local else slots
 
 
-def check_settings(spark: SparkSession, wanted: Mapping[str, str], *, reason: str) -> None:
-    """Apply runtime settings to a session; warn of each one that it can no longer take."""
+@contextlib.contextmanager
+def settings(spark: SparkSession, wanted: Mapping[str, str], *, reason: str) -> Iterator[None]:
+    """Apply runtime settings inside the block and put the old ones back; warn of each that cannot be taken."""
+    before: dict[str, str | None] = {}
     for key, value in wanted.items():
         try:
+            old = spark.conf.get(key, None)
             spark.conf.set(key, value)
-        except Exception as error:
-            logger.warning(
-                "%s asks for %s=%s, which this session does not take: %s",
-                reason,
-                key,
-                value,
-                str(error).splitlines()[0],
-            )
+            before[key] = old
+        except Exception as error:  # its class differs between classic and Connect
+            first = str(error).splitlines()[0]
+            logger.warning("%s: this session no longer takes %s=%s (%s)", reason, key, value, first)
+    try:
+        yield
+    finally:
+        for key, old in before.items():
+            spark.conf.unset(key) if old is None else spark.conf.set(key, old)
 
 
 @contextlib.contextmanager
@@ -290,13 +294,20 @@ def job_progress(spark: SparkSession, description: str) -> Iterator[None]:
     logger.info("%s: %.1f s", description, time.monotonic() - started)
 
 
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return shell is not None and hasattr(shell, "kernel")
+
+
 def _watch(context: Any, description: str, done: threading.Event, every: float = 0.5) -> None:
     from tqdm.auto import tqdm
 
     tracker = context.statusTracker()
-    shown = sys.stderr.isatty() or "ipykernel" in sys.modules
+    shown = sys.stderr.isatty() or _in_notebook()
     logged = time.monotonic()
-    with tqdm(desc=description, unit="task", leave=False, disable=not shown, delay=1) as bar:
+    layout = "{desc} {bar:30} {n_fmt}/{total_fmt} tasks {elapsed}"
+    with tqdm(desc=description, total=1, leave=False, disable=not shown, delay=1, bar_format=layout) as bar:
         while not done.wait(every):
             try:
                 stages = [
@@ -305,7 +316,7 @@ def _watch(context: Any, description: str, done: threading.Event, every: float =
             except Exception:  # the session was stopped under us: there is nothing left to show
                 return
             finished, total = sum(s.numCompletedTasks for s in stages), sum(s.numTasks for s in stages)
-            bar.total, bar.n = total, finished
+            bar.total, bar.n = max(total, 1), finished
             bar.refresh()
             if not shown and total and time.monotonic() - logged > 30:
                 logged = time.monotonic()

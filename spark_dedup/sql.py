@@ -231,9 +231,11 @@ def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+# The plan of exact.duplicate_rows, word for word: hash, spread by it, a running window that streams any group.
 _HEAD = (
     "SELECT id, kept_id AS matched_id, kept_id, group_id, 'exact' AS method, 1.0D AS score FROM "
-    "(SELECT id, group_id, min(id) OVER (PARTITION BY group_id) AS kept_id FROM "
+    "(SELECT id, group_id, row_number() OVER w AS place, first(id) OVER "
+    "(PARTITION BY group_id ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS kept_id FROM "
     "(SELECT /*+ REPARTITION(group_id) */ "
 )
 
@@ -270,7 +272,7 @@ def register(spark: SparkSession) -> None:
             column.format("text"),
             literal(", '')) AS group_id FROM "),
             table.format("documents"),
-            literal(")) WHERE id <> kept_id"),
+            literal(") WINDOW w AS (PARTITION BY group_id ORDER BY id)) WHERE place > 1"),
         ]
     )
     semantic = ", ".join(

@@ -34,7 +34,7 @@ class WorkflowResult:
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return one metadata value, or ``default``."""
-        return self[key] if key in self else default
+        return self[key] if key in self else default  # noqa: SIM401 - __getitem__ knows the older names
 
     def __repr__(self) -> str:
         width = max((len(key) for key in self.metadata), default=0)

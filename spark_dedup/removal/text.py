@@ -1,0 +1,68 @@
+"""Documents without their duplicates: an anti join that moves ids to the documents, never documents."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from spark_dedup.errors import InputError
+from spark_dedup.tables import col, require_columns
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+__all__ = ["check_id_types", "count_listed", "remove_duplicates"]
+
+_INTEGERS = ("tinyint", "smallint", "int", "bigint")
+_LISTED = "__spark_dedup_listed"
+
+
+def remove_duplicates(
+    df: DataFrame, duplicates: DataFrame, *, id_field: str, duplicate_id_field: str = "id"
+) -> DataFrame:
+    """Keep the rows whose id is not listed; all columns, and the order of rows within a partition, stay.
+
+    The list is broadcast, so it must fit an executor (``TextDuplicatesRemovalWorkflow`` takes a list of any size).
+
+    Args:
+        df: documents.
+        duplicates: ids to remove; repeated and unknown ids do no harm, rows with a null id are kept.
+        id_field: id column of ``df``.
+        duplicate_id_field: id column of ``duplicates``.
+
+    Raises:
+        InputError: a missing column, or id types that cannot match.
+    """
+    from pyspark.sql import functions as F
+
+    check_id_types(df, duplicates, id_field=id_field, duplicate_id_field=duplicate_id_field)
+    listed = duplicates.select(col(duplicate_id_field).alias(_LISTED))
+    return df.join(F.broadcast(listed), col(id_field) == F.col(_LISTED), "left_anti")
+
+
+def count_listed(df: DataFrame, duplicates: DataFrame, *, id_field: str, duplicate_id_field: str) -> int:
+    """Count the rows whose id is listed; of the documents only the id column is read."""
+    from pyspark.sql import functions as F
+
+    listed = duplicates.select(col(duplicate_id_field).alias(_LISTED))
+    return (
+        df.select(col(id_field))
+        .join(F.broadcast(listed), col(id_field) == F.col(_LISTED), "left_semi")
+        .count()
+    )
+
+
+def check_id_types(df: DataFrame, duplicates: DataFrame, *, id_field: str, duplicate_id_field: str) -> None:
+    """Check that documents and list have their id columns, of types that compare without a cast of meaning.
+
+    Raises:
+        InputError: naming both columns and types.
+    """
+    require_columns(df, [id_field], where="the documents")
+    require_columns(duplicates, [duplicate_id_field], where="the list of duplicate ids")
+    own = df.schema[id_field].dataType.simpleString()
+    listed = duplicates.schema[duplicate_id_field].dataType.simpleString()
+    if own != listed and not (own in _INTEGERS and listed in _INTEGERS):
+        raise InputError(
+            f"id types do not match: {id_field!r} of the documents is {own}, {duplicate_id_field!r} of the list of "
+            f"duplicate ids is {listed}; cast one of them, or name the right column"
+        )
