@@ -72,16 +72,15 @@ def create_views(
         _analyse(spark, kind, query)
     before = {kind for kind, name in names.items() if spark.catalog.tableExists(name)}
     made: list[str] = []
-    try:
-        for kind, name in names.items():
-            comment = literal(f"spark_dedup: {COMMENTS[kind]}")
+    for kind, name in names.items():
+        comment = literal(f"spark_dedup: {COMMENTS[kind]}")
+        try:
             spark.sql(f"CREATE OR REPLACE VIEW {name} COMMENT {comment} AS {queries[kind]}")
-            made.append(kind)
-    except Exception as error:
-        for kind in made:
-            if kind not in before:
-                spark.sql(f"DROP VIEW IF EXISTS {names[kind]}")
-        raise InputError(f"could not create the view {names[kind]}: {_first_line(error)}") from error
+        except Exception as error:
+            for new in set(made) - before:
+                spark.sql(f"DROP VIEW IF EXISTS {names[new]}")
+            raise InputError(f"could not create the view {name}: {_first_line(error)}") from error
+        made.append(kind)
     return list(names.values())
 
 
@@ -96,6 +95,7 @@ def view_queries(
     filetype: str = "parquet",
 ) -> dict[str, str]:
     """Return the queries of ``create_views`` by view: plain SQL over the ledger's tables."""
+    shown = _documents(spark, documents, filetype) if documents is not None else None
     scope = input if input is not None else documents
     good = f"status = {literal(DONE)}"
     if scope is not None:
@@ -132,8 +132,8 @@ def view_queries(
         )
     if run is not None and run["registry"]:
         queries["id_ranges"] = id_ranges_query(_delta_relation(run["registry"]))
-    if run is not None and documents is not None:
-        relation, columns = _documents(spark, documents, filetype)
+    if run is not None and shown is not None:
+        relation, columns = shown
         key = id_field or run["id_field"]
         removed = queries["duplicate_ids"]
         if key in columns:
