@@ -1,0 +1,134 @@
+"""From similarities to duplicates: a threshold, and for every duplicate the record that stands for it."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from pyspark.sql import functions as F
+
+from spark_dedup.errors import InputError
+from spark_dedup.tables import col, require_columns
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame
+
+__all__ = ["SCORE_TOLERANCE", "above_threshold", "check_eps", "identify_semantic", "resolve_chains"]
+
+logger = logging.getLogger(__name__)
+
+SCORE_TOLERANCE = 1e-6
+"""A similarity of exactly ``1 - eps`` counts although float32 may hold it a little lower."""
+
+_MAX_ROUNDS = 64
+
+
+def check_eps(eps: float) -> float:
+    """Return ``eps`` as a float.
+
+    Raises:
+        InputError: unless ``0 <= eps < 1``.
+    """
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 <= eps < 1:
+        raise InputError(f"eps must be at least 0 and less than 1, not {eps!r}")
+    return float(eps)
+
+
+def above_threshold(eps: float, *, id_field: str = "id") -> Column:
+    """Return the condition on pairwise rows that makes a record a duplicate at ``eps``.
+
+    A record without an earlier one to match is listed with its own id; it is never a duplicate, also where
+    ``1 - eps`` is so small that its score of 0 would pass.
+    """
+    threshold = F.lit(1.0 - check_eps(eps) - SCORE_TOLERANCE)
+    matched = ~col("max_id").eqNullSafe(col(id_field))
+    return matched & (col("cosine_sim_score").cast("double") >= threshold)
+
+
+def identify_semantic(
+    pairs: DataFrame, *, eps: float, id_field: str = "id", clusters: DataFrame | None = None
+) -> DataFrame:
+    """Return the ledger rows of the duplicates at ``eps``: one for each record to remove.
+
+    Many thresholds need one pairwise pass only: ``pairs`` holds the scores. Everything but the chains is lazy;
+    these are resolved by doubling, in about log2(longest chain) small jobs over the ids to remove, whose state
+    stays on the executors.
+
+    Args:
+        pairs: ``id``, ``max_id`` and ``cosine_sim_score`` as
+            :func:`~spark_dedup.semantic.pairwise.pairwise_similarity` gives them.
+        eps: similarities of ``1 - eps`` and above are duplicates; ``0 <= eps < 1``.
+        id_field: name of the id column in ``pairs`` and ``clusters``.
+        clusters: ids with their ``centroid``, for ``group_id``; not needed where ``pairs`` has that column.
+
+    Returns:
+        ``id``, ``matched_id`` and ``kept_id`` in the type of the id, ``group_id`` (the centroid; without one
+        known, the kept id) and ``method`` as strings, ``score`` (double).
+
+    Raises:
+        InputError: eps out of range, a missing column, or matches that run in a circle.
+    """
+    check_eps(eps)
+    require_columns(pairs, [id_field, "max_id", "cosine_sim_score"], where="the pairs")
+    found = pairs.filter(above_threshold(eps, id_field=id_field)).select(
+        col(id_field).alias("id"),
+        col("max_id").alias("matched_id"),
+        col("cosine_sim_score").cast("double").alias("score"),
+        (col("centroid").cast("string") if "centroid" in pairs.columns else F.lit(None).cast("string")).alias(
+            "group_id"
+        ),
+    )
+    if clusters is not None:
+        require_columns(clusters, [id_field, "centroid"], where="the clusters")
+        known = clusters.select(col(id_field).alias("id"), col("centroid").cast("string").alias("_cluster"))
+        found = found.join(known, "id", "left").withColumn("group_id", F.coalesce("_cluster", "group_id"))
+    kept = resolve_chains(found)
+    return found.join(kept, "id", "inner").select(
+        "id",
+        "matched_id",
+        "kept_id",
+        F.coalesce("group_id", F.col("kept_id").cast("string")).alias("group_id"),
+        F.lit("semantic").alias("method"),
+        "score",
+    )
+
+
+def resolve_chains(matches: DataFrame) -> DataFrame:
+    """Follow every match to a record that is not itself removed.
+
+    A round replaces each pointer by its target's pointer, so that its reach doubles.
+
+    Args:
+        matches: ``id`` (unique) and ``matched_id`` of every record to remove.
+
+    Returns:
+        ``id`` and ``kept_id``.
+
+    Raises:
+        InputError: the matches run in a circle.
+    """
+    state = matches.select("id", F.col("matched_id").alias("kept_id")).localCheckpoint()
+    for number in range(_MAX_ROUNDS):
+        step = state.select(F.col("id").alias("_at"), F.col("kept_id").alias("_next"))
+        state = (
+            state.join(step, F.col("kept_id") == F.col("_at"), "left")
+            .select(
+                "id",
+                F.coalesce("_next", "kept_id").alias("kept_id"),
+                F.col("_at").isNotNull().alias("_moved"),
+            )
+            .localCheckpoint()
+        )
+        moved = state.agg(
+            F.count_if("_moved").alias("n"),
+            F.count_if(F.col("id").eqNullSafe(F.col("kept_id"))).alias("loops"),
+        ).first()
+        assert moved is not None
+        logger.debug("chains, round %d: %d pointers moved", number + 1, moved.n)
+        if moved.loops:
+            raise InputError(f"{moved.loops} records match each other in a circle: the pairs have no ranking")
+        if not moved.n:
+            break
+    else:
+        raise InputError("the matches run in a circle: the pairs have no ranking")
+    return state.select("id", "kept_id")

@@ -1,0 +1,279 @@
+"""For each record, the most similar record of its cluster that ranks before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pyspark.sql import functions as F
+from pyspark.sql.types import FloatType, StructField, StructType
+
+from spark_dedup.errors import InputError
+from spark_dedup.kernels.arrays import normalise, row_norms
+from spark_dedup.kernels.similarity import NO_MATCH, best_among, best_earlier, nearest_rows
+from spark_dedup.semantic.blocks import spread
+from spark_dedup.semantic.embeddings import Matrix, array_column, to_matrix
+from spark_dedup.semantic.ranking import RankingStrategy, order_keys
+from spark_dedup.session import task_slots
+from spark_dedup.tables import col, require_columns
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+__all__ = ["pairwise_similarity"]
+
+_UNIT_TOLERANCE = 1e-6
+_FLUSH_ROWS = 8192
+
+
+def pairwise_similarity(
+    assigned: DataFrame,
+    *,
+    id_field: str = "id",
+    embedding_field: str = "embeddings",
+    which_to_keep: str = "hard",
+    distance_metric: str = "cosine",
+    ranking_strategy: RankingStrategy | None = None,
+    pairwise_batch_size: int = 1024,
+    random_state: int = 42,
+    n_probe: int = 1,
+    centroids: NDArray[np.float32] | None = None,
+) -> DataFrame:
+    """Find each record's largest cosine similarity to an earlier-ranked record of its cluster, and that record.
+
+    A cluster is cut into blocks of 4 to 16 ``pairwise_batch_size`` rows. A task holds one block and streams the
+    blocks before it, so its memory does not grow with the cluster; the blocks with most work run first. Scores
+    are the float64 dot products rounded to float32: they depend neither on blocks nor on partitions.
+
+    Lazy. ``assigned`` is read three times when the result is computed (cluster sizes, block limits of the
+    large clusters, vectors), so write or cache it first when it is costly.
+
+    Args:
+        assigned: records with the id, unit embeddings, ``centroid`` and the columns that the ranking needs.
+        id_field: id column, unique, of any type.
+        embedding_field: embedding column.
+        which_to_keep: ``"hard"``, ``"easy"`` or ``"random"``, see :func:`~spark_dedup.semantic.ranking.order_keys`.
+        distance_metric: ``"cosine"`` or ``"l2"``, for ``"hard"`` and ``"easy"``.
+        ranking_strategy: wins over ``which_to_keep``.
+        pairwise_batch_size: rows multiplied at once; bounds the memory of a task.
+        random_state: seed of ``which_to_keep="random"``.
+        n_probe: clusters each record is compared in: its own and the ``n_probe - 1`` next nearest. Finds pairs
+            that a cluster border divides, for about ``n_probe`` ** 2 times the multiplications.
+        centroids: (n_clusters, dim) raw centroids, needed for ``n_probe > 1``.
+
+    Returns:
+        One row per record: ``id`` (its own type), ``max_id``, ``cosine_sim_score`` (float). The first-ranked
+        record of a cluster has its own id and 0; equal scores go to the earliest rank (across the clusters of
+        ``n_probe > 1``: to the smallest id).
+
+    Raises:
+        InputError: bad arguments or missing columns; when it runs, an embedding that is not finite or is zero.
+    """
+    if pairwise_batch_size < 1:
+        raise InputError(f"pairwise_batch_size must be at least 1, not {pairwise_batch_size}")
+    require_columns(assigned, [id_field, embedding_field, "centroid"], where="the assigned records")
+    ranking = order_keys(
+        assigned,
+        id_field=id_field,
+        which_to_keep=which_to_keep,
+        distance_metric=distance_metric,
+        ranking_strategy=ranking_strategy,
+        random_seed=random_state,
+    )
+    keys = [f"_k{i}" for i in range(len(ranking))]
+    rows = assigned.select(
+        col(id_field).alias("_id"),
+        array_column(assigned, embedding_field).alias("_e"),
+        col("centroid").cast("int").alias("_c"),
+        *[key.column.alias(name) for key, name in zip(ranking, keys, strict=True)],
+    )
+    if n_probe != 1:
+        rows = _probe(rows, n_probe, centroids)
+    units = spread(
+        rows,
+        cluster="_c",
+        keys=keys,
+        ascending=[key.ascending for key in ranking],
+        batch=pairwise_batch_size,
+        slots=task_slots(assigned.sparkSession),
+    )
+    found = units.select("_unit", "_query", "_id", "_e").mapInArrow(
+        _matcher(pairwise_batch_size), _match_schema(rows)
+    )
+    if n_probe != 1:
+        found = _best_of_clusters(found)
+    return found.select(
+        F.col("id"),
+        F.coalesce("max_id", "id").alias("max_id"),
+        F.coalesce("cosine_sim_score", F.lit(0.0).cast("float")).alias("cosine_sim_score"),
+    )
+
+
+def _match_schema(rows: DataFrame) -> StructType:
+    id_type = rows.schema["_id"].dataType
+    return StructType(
+        [
+            StructField("id", id_type),
+            StructField("max_id", id_type),
+            StructField("cosine_sim_score", FloatType()),
+        ]
+    )
+
+
+def _best_of_clusters(found: DataFrame) -> DataFrame:
+    """Reduce a record's matches, one per probed cluster, to the best."""
+    worst_last = F.coalesce(-F.col("cosine_sim_score"), F.lit(2.0).cast("float")).alias("rank")
+    best = F.min(F.struct(worst_last, F.col("max_id"), F.col("cosine_sim_score")))
+    return found.groupBy("id").agg(best.alias("b")).select("id", "b.max_id", "b.cosine_sim_score")
+
+
+def _probe(rows: DataFrame, n_probe: int, centroids: NDArray[np.float32] | None) -> DataFrame:
+    """Repeat every record for the next nearest clusters."""
+    if n_probe < 1:
+        raise InputError(f"n_probe must be at least 1, not {n_probe}")
+    if centroids is None:
+        raise InputError("n_probe > 1 needs the centroids: pass centroids=model.centroids")
+    means = np.ascontiguousarray(centroids, dtype=np.float32)
+    count = min(n_probe, len(means))
+
+    def repeat(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            if not batch.num_rows:
+                continue
+            yield batch
+            nearest = nearest_rows(_matrix(batch.column("_e"), batch.column("_id")), means, count)
+            own = batch.column("_c").to_numpy()[:, None]
+            # The own cluster counts as the first, wherever rounding puts it.
+            order = np.argsort(nearest == own, axis=1, kind="stable")
+            others = np.take_along_axis(nearest, order, axis=1)[:, : count - 1]
+            place = batch.schema.get_field_index("_c")
+            for j in range(count - 1):
+                cluster = pa.array(others[:, j].astype(np.int32))
+                yield batch.set_column(place, batch.schema.field("_c"), cluster)
+
+    return rows.mapInArrow(repeat, rows.schema)
+
+
+def _matrix(embeddings: pa.Array, ids: pa.Array) -> Matrix:
+    """Return a batch as unit rows; rows that already are unit keep their bits."""
+    first = embeddings[0].as_py()
+    if first is None:
+        raise InputError(f"the embedding of id {ids[0]} is null")
+    dim = len(first) // 4 if isinstance(first, bytes) else len(first)
+    x = to_matrix(embeddings, dim)
+    norms = row_norms(x)
+    bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
+    if bad.size:
+        named = ", ".join(str(ids[int(i)]) for i in bad[:5])
+        raise InputError(f"{bad.size} embeddings are zero or not finite; ids {named}")
+    off = np.abs(norms - 1) > _UNIT_TOLERANCE
+    if off.any():
+        x = np.where(off[:, None], normalise(x, norms), x)
+    return x
+
+
+def _matcher(tile: int) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    """Return the task's function: batches sorted by unit, queries first, to batches of matches."""
+
+    def match(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        unit: _Unit | None = None
+        done: list[pa.RecordBatch] = []
+        waiting = 0
+        for batch in batches:
+            for part in _runs(batch):
+                number = part.column("_unit")[0].as_py()
+                if unit is None or unit.number != number:
+                    if unit is not None:
+                        done.append(unit.matches())
+                        waiting += done[-1].num_rows
+                    unit = _Unit(number, tile)
+                    if waiting >= _FLUSH_ROWS:
+                        yield _joined(done)
+                        done, waiting = [], 0
+                unit.add(part)
+        if unit is not None:
+            done.append(unit.matches())
+        if done:
+            yield _joined(done)
+
+    return match
+
+
+def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    names = batches[0].schema.names
+    return pa.RecordBatch.from_arrays(
+        [pa.concat_arrays([b.column(n) for b in batches]) for n in names], names
+    )
+
+
+def _runs(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Cut a batch where the unit or the role changes."""
+    if not batch.num_rows:
+        return
+    code = batch.column("_unit").to_numpy().astype(np.int64) * 2
+    code += batch.column("_query").to_numpy(zero_copy_only=False)
+    edges = [0, *(np.flatnonzero(np.diff(code)) + 1).tolist(), len(code)]
+    for start, stop in pairwise(edges):
+        yield batch.slice(start, stop - start)
+
+
+class _Unit:
+    """One block of a cluster and the best matches that its rows have so far."""
+
+    def __init__(self, number: int, tile: int) -> None:
+        self.number = number
+        self._tile = tile
+        self._parts: list[tuple[Matrix, pa.Array]] = []
+        self._x: Matrix | None = None
+        self._ids: pa.Array | None = None
+        self._score: NDArray[np.float32] | None = None
+        self._match: pa.Array | None = None
+
+    def add(self, part: pa.RecordBatch) -> None:
+        """Take the next rows: queries first, then the earlier blocks in rank order."""
+        x, ids = _matrix(part.column("_e"), part.column("_id")), part.column("_id")
+        if part.column("_query")[0].as_py():
+            self._parts.append((x, ids))
+            return
+        queries, query_ids = self._queries()
+        if self._score is None:
+            self._score = np.full(len(queries), -np.inf, dtype=np.float32)
+            self._match = pa.nulls(len(queries), query_ids.type)
+        found = best_among(queries, x, tile=self._tile, floor=self._score)
+        self._take(found.score, found.index, ids)
+
+    def matches(self) -> pa.RecordBatch:
+        """Return the finished block: id, max_id and score, null without an earlier record."""
+        queries, ids = self._queries()
+        # The earlier blocks rank first, so at equal scores they win over the block itself.
+        own = best_earlier(queries, tile=self._tile)
+        if self._score is None:
+            self._score = np.full(len(queries), -np.inf, dtype=np.float32)
+            self._match = pa.nulls(len(queries), ids.type)
+        self._take(np.where(own.score > self._score, own.score, -np.inf), own.index, ids)
+        none = np.isneginf(self._score)
+        score = pa.array(self._score, mask=none)
+        return pa.RecordBatch.from_arrays([ids, self._match, score], ["id", "max_id", "cosine_sim_score"])
+
+    def _queries(self) -> tuple[Matrix, pa.Array]:
+        if self._x is None or self._ids is None:
+            self._x = (
+                self._parts[0][0] if len(self._parts) == 1 else np.concatenate([x for x, _ in self._parts])
+            )
+            self._ids = pa.concat_arrays([ids for _, ids in self._parts])
+            self._parts = []
+        return self._x, self._ids
+
+    def _take(self, score: Any, index: Any, ids: pa.Array) -> None:
+        """Replace the matches where ``score`` is a number."""
+        better = ~np.isneginf(score) & (index != NO_MATCH)
+        if not better.any():
+            return
+        self._score = np.asarray(np.where(better, score, self._score), dtype=np.float32)
+        found = ids.take(pa.array(index, mask=~better))
+        self._match = pc.if_else(pa.array(better), found, self._match)

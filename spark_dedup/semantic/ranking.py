@@ -1,0 +1,164 @@
+"""The order of the records in a cluster: of two that are alike, the earlier one stays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pyspark.sql import functions as F
+
+from spark_dedup.errors import InputError
+from spark_dedup.tables import col
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame
+
+__all__ = ["COSINE_DIST_TO_CENT_COL", "L2_DIST_TO_CENT_COL", "OrderKey", "RankingStrategy", "order_keys"]
+
+L2_DIST_TO_CENT_COL = "l2_dist_to_cent"
+COSINE_DIST_TO_CENT_COL = "cosine_dist_to_cent"
+
+_DISTANCES = {"cosine": COSINE_DIST_TO_CENT_COL, "l2": L2_DIST_TO_CENT_COL}
+_KEEP = ("hard", "easy", "random")
+_STRATEGIES = ("sort", "random")
+
+
+class RankingStrategy:
+    """How the records of a cluster are ranked; ties are always broken by the id, ascending.
+
+    A record without a value (null or NaN) ranks after all that have one, in either direction, so that the
+    record with the fuller metadata stays.
+
+    Args:
+        metadata_cols: columns to sort by, most important first; not used by ``"random"``.
+        ascending: one direction for all columns, or one for each.
+        strategy: ``"sort"``, or ``"random"`` for a seeded hash of the id.
+        random_seed: seed of ``"random"``.
+
+    Raises:
+        InputError: an unknown strategy, no columns to sort by, or as many directions as there are not columns.
+    """
+
+    def __init__(
+        self,
+        metadata_cols: Sequence[str],
+        ascending: bool | Sequence[bool] = True,
+        strategy: str = "sort",
+        random_seed: int = 42,
+    ) -> None:
+        if strategy not in _STRATEGIES:
+            raise InputError(f"Invalid strategy: {strategy}. Supported: 'sort', 'random'")
+        self.metadata_cols = [metadata_cols] if isinstance(metadata_cols, str) else list(metadata_cols)
+        directions = [ascending] * len(self.metadata_cols) if isinstance(ascending, bool) else list(ascending)
+        if len(directions) != len(self.metadata_cols):
+            raise InputError(
+                f"Length of ascending ({len(directions)}) must match metadata_cols ({len(self.metadata_cols)})"
+            )
+        if strategy == "sort" and not self.metadata_cols:
+            raise InputError("strategy 'sort' needs at least one column in metadata_cols")
+        self.ascending = directions
+        self.strategy = strategy
+        self.random_seed = random_seed
+
+    @classmethod
+    def metadata_based(
+        cls, metadata_cols: Sequence[str], ascending: bool | Sequence[bool] = True, random_seed: int = 42
+    ) -> RankingStrategy:
+        """Rank by columns."""
+        return cls(metadata_cols, ascending, "sort", random_seed)
+
+    @classmethod
+    def random(cls, random_seed: int = 42) -> RankingStrategy:
+        """Rank by a hash of the id and a seed: random, and the same on every run."""
+        return cls([], True, "random", random_seed)
+
+    def __repr__(self) -> str:
+        if self.strategy == "random":
+            return f"RankingStrategy.random(random_seed={self.random_seed})"
+        return f"RankingStrategy.metadata_based({self.metadata_cols!r}, ascending={self.ascending!r})"
+
+
+@dataclass(frozen=True)
+class OrderKey:
+    """One column to rank by.
+
+    Attributes:
+        column: an orderable expression.
+        ascending: its direction; null ranks last in both.
+    """
+
+    column: Column
+    ascending: bool
+
+    def sorted(self, column: Column | None = None) -> Column:
+        """Return the sort order of the key, or of a column that holds its values."""
+        c = self.column if column is None else column
+        return c.asc_nulls_last() if self.ascending else c.desc_nulls_last()
+
+
+def order_keys(
+    df: DataFrame,
+    *,
+    id_field: str,
+    which_to_keep: str = "hard",
+    distance_metric: str = "cosine",
+    ranking_strategy: RankingStrategy | None = None,
+    random_seed: int = 42,
+) -> list[OrderKey]:
+    """Return the columns that rank the records of ``df``, the id last: a total order where ids are unique.
+
+    Args:
+        df: records with their ids and the columns to rank by.
+        id_field: name of the id column.
+        which_to_keep: ``"hard"`` ranks the farthest from the centroid first, ``"easy"`` the nearest,
+            ``"random"`` by a seeded hash of the id.
+        distance_metric: ``"cosine"`` or ``"l2"``: the distance used by ``"hard"`` and ``"easy"``.
+        ranking_strategy: wins over ``which_to_keep``.
+        random_seed: seed of ``which_to_keep="random"``.
+
+    Raises:
+        InputError: an unknown word, or a column that ``df`` lacks.
+    """
+    if which_to_keep not in _KEEP:
+        raise InputError(f"which_to_keep must be 'hard', 'easy' or 'random', not {which_to_keep!r}")
+    if distance_metric not in _DISTANCES:
+        raise InputError(f"distance_metric must be 'cosine' or 'l2', not {distance_metric!r}")
+    by_id = OrderKey(col(id_field), True)
+    if ranking_strategy is None and which_to_keep == "random":
+        ranking_strategy = RankingStrategy.random(random_seed)
+    if ranking_strategy is None:
+        distance = _DISTANCES[distance_metric]
+        _require(df, [id_field, distance])
+        ascending = which_to_keep == "easy"
+        return [OrderKey(col(distance), ascending), OrderKey(col(id_field), ascending)]
+    if ranking_strategy.strategy == "random":
+        _require(df, [id_field])
+        return [OrderKey(F.xxhash64(F.lit(ranking_strategy.random_seed), col(id_field)), True), by_id]
+    _require(df, [id_field, *ranking_strategy.metadata_cols])
+    types = {f.name: f.dataType.typeName() for f in df.schema.fields}
+    keys = []
+    for name, ascending in zip(ranking_strategy.metadata_cols, ranking_strategy.ascending, strict=True):
+        value = col(name)
+        if types[name] in ("float", "double"):
+            value = F.when(~F.isnan(value), value)
+        keys.append(OrderKey(value, ascending))
+    return [*keys, by_id]
+
+
+def precedes(left: Sequence[Column], right: Sequence[Column], ascending: Sequence[bool]) -> Column:
+    """Return whether the record with the key values ``left`` ranks before the one with ``right``."""
+    before = F.lit(False)
+    for a, b, up in reversed(list(zip(left, right, ascending, strict=True))):
+        smaller = (a < b) if up else (a > b)
+        strict = F.coalesce(smaller, a.isNotNull() & b.isNull())
+        before = strict | (a.eqNullSafe(b) & before)
+    return before
+
+
+def _require(df: DataFrame, names: Sequence[str]) -> None:
+    missing = [name for name in names if name not in df.columns]
+    if missing:
+        raise InputError(
+            f"Required columns {missing} not found in the assigned records; they have {', '.join(df.columns)}"
+        )
