@@ -1,0 +1,111 @@
+"""The command line as a user calls it: in this process for arguments, as real processes for whole jobs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pyspark
+import pytest
+
+import spark_dedup.cli
+from spark_dedup import runtime
+from spark_dedup.cli import main
+from spark_dedup.session import DELTA_CONF
+
+TEXTS = ["a", "b", "a", None, "", "c", "d", "e", "f", "a"]
+
+
+@pytest.fixture
+def docs(tmp_path):
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    pq.write_table(pa.table({"text": TEXTS, "n": range(len(TEXTS))}), folder / "t.parquet")
+    return folder
+
+
+def run(capsys, *args):
+    """Exit code, stdout and stderr of the command line in this process."""
+    with pytest.raises(SystemExit) as stopped:
+        main(list(map(str, args)))
+    out = capsys.readouterr()
+    return stopped.value.code, out.out, out.err
+
+
+def test_exact_remove_and_ids(spark, docs, tmp_path, capsys):
+    out = tmp_path / "out"
+    code, stdout, _ = run(capsys, "exact", "--input", docs, "--output", out, "--json")
+    assert code == 0
+    metadata = json.loads(stdout.splitlines()[-1])
+    assert (metadata["num_documents"], metadata["num_duplicates"], metadata["num_groups"]) == (10, 3, 2)
+    assert pq.read_table(out / "ExactDuplicateIds")["_curator_dedup_id"].to_pylist() == [2, 4, 9]
+
+    code, stdout, _ = run(
+        capsys, "remove", "--input", docs, "--duplicates", out / "ExactDuplicateIds", "--output", tmp_path / "kept",
+        "--id-generator", out / "exact_id_generator.json", "--duplicate-id-field", "_curator_dedup_id", "--json",
+    )  # fmt: skip
+    assert code == 0
+    assert json.loads(stdout.splitlines()[-1])["num_duplicates_removed"] == 3
+    assert pq.read_table(tmp_path / "kept")["n"].to_pylist() == [0, 1, 3, 5, 6, 7, 8]
+
+    code, stdout, _ = run(capsys, "ids", "show", out / "id_registry")
+    assert code == 0
+    assert "t.parquet" in stdout
+    code, stdout, _ = run(capsys, "ids", "export", out / "id_registry", tmp_path / "ids.json")
+    assert code == 0
+    assert json.loads((tmp_path / "ids.json").read_text())["next_id"] == 10
+    code, stdout, _ = run(capsys, "ids", "import", tmp_path / "ids.json", tmp_path / "registry")
+    assert code == 0
+    assert "next_id: 10" in stdout
+
+
+def test_dry_run_touches_nothing(spark, docs, tmp_path, capsys):
+    code, stdout, _ = run(capsys, "exact", "--input", docs, "--output", tmp_path / "out", "--dry-run")
+    assert code == 0
+    assert "10" in stdout
+    assert "ExactDuplicateIds" in stdout
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["exact", "--output", "x"], "--input"),
+        (["exact", "--input", "{tmp}/absent", "--output", "{tmp}/x"], "no such path"),
+        (["exact", "--input", "{docs}", "--output", "{tmp}/x", "--text-field", "body"], "'body' not found"),
+        (["exact", "--input", "{docs}", "--output", "{tmp}/x", "--text-field", "n"], "not string"),
+        (["exact", "--input", "{docs}", "--output", "{docs}/x"], "inside the input"),
+        (["exact", "--input", "{docs}", "--output", "{tmp}/x", "--device", "gpu"], "GPU"),
+        (["nonsense"], "No such command"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(spark, docs, tmp_path, capsys, monkeypatch, args, said):
+    monkeypatch.setattr("spark_dedup.runtime.has_gpu", lambda: False)
+    monkeypatch.setattr("pyspark.sql.SparkSession.getActiveSession", lambda: None if "gpu" in args else spark)
+    code, _, stderr = run(capsys, *[a.format(tmp=tmp_path, docs=docs) for a in args])
+    assert code == 2
+    assert said in stderr
+    assert "Traceback" not in stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_spark_submit(docs, tmp_path):
+    """The same file under a real spark-submit process, as the README documents it."""
+    runtime.ensure_java()
+    jars = ",".join(map(str, runtime.fetch_jars(pyspark.__version__)))
+    submit = Path(pyspark.__file__).parent / "bin" / "spark-submit"
+    settings = {**DELTA_CONF, "spark.ui.enabled": "false", "spark.sql.shuffle.partitions": "2"}
+    confs = [part for key, value in settings.items() for part in ("--conf", f"{key}={value}")]
+    ran = subprocess.run(
+        [submit, "--master", "local[2]", "--driver-memory", "1g", "--jars", jars, *confs,
+         spark_dedup.cli.__file__, "exact", "--input", docs, "--output", tmp_path / "out", "--remove", "--json"],
+        capture_output=True, text=True, timeout=300, cwd=tmp_path,
+        env={**os.environ, "PYSPARK_PYTHON": sys.executable, "PYSPARK_DRIVER_PYTHON": sys.executable},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    metadata = json.loads(ran.stdout.splitlines()[-1])
+    assert (metadata["num_duplicates"], metadata["num_documents_written"]) == (3, 7)
+    assert sorted(pq.read_table(tmp_path / "out" / "deduplicated")["n"].to_pylist()) == [0, 1, 3, 5, 6, 7, 8]
