@@ -128,11 +128,13 @@ def documents(
     register_new: bool = True,
     blocksize: int | str | None = None,
     files_per_partition: int | None = None,
+    schema: StructType | None = None,
 ) -> Documents:
     """Do the work of ``read_documents``; say also what was found, and take Curator's batches.
 
     The arguments are the same but for ``register_new``, which, when False, makes a file that the registry does not
-    know a ``KeyError``, and ``blocksize`` and ``files_per_partition``, by which Curator batched the files.
+    know a ``KeyError``, ``blocksize`` and ``files_per_partition``, by which Curator batched the files, and
+    ``schema``, where that of the files is known already or must not depend on which of them are read.
     """
     if on_bad_lines not in ("error", "skip"):
         raise InputError(f'on_bad_lines must be "error" or "skip", not {on_bad_lines!r}')
@@ -149,11 +151,12 @@ def documents(
     def ranges_by(count_rows: CountRows) -> list[FileRange]:
         return file_ranges(groups, ids, count_rows, register_new=register_new)
 
-    def read(schema: StructType | None = None) -> DataFrame:
+    def read(wanted: StructType | None = None) -> DataFrame:
         reader = spark.read.options(**(read_kwargs or {}))
         if filetype == "jsonl":
             reader = reader.options(**jsonl.OPTIONS)
-        return read_files(reader.schema(schema) if schema else reader, source, filetype, extensions)
+        known = wanted if wanted is not None else schema
+        return read_files(reader.schema(known) if known else reader, source, filetype, extensions)
 
     if filetype == "jsonl":
         return _jsonl_documents(spark, read, ranges_by, ids, source, files, columns, on_bad_lines)

@@ -51,13 +51,13 @@ class DeltaLog:
         self.created = False
         self._options = {k: str(v) for k, v in (storage_options or {}).items()}
         try:
-            self._table = DeltaTable(path, storage_options=self._options)
+            self._table = DeltaTable(_uri(path), storage_options=self._options)
         except TableNotFoundError:
             try:
                 self._create(initial)
             except (DeltaError, OSError) as error:
                 try:  # another process may have made it in the meantime
-                    self._table = DeltaTable(path, storage_options=self._options)
+                    self._table = DeltaTable(_uri(path), storage_options=self._options)
                 except TableNotFoundError:
                     raise error from None
         check_layout([field.name for field in self._table.schema().fields], path)
@@ -65,7 +65,7 @@ class DeltaLog:
         self.lock_file = Path(path) / "_turn.lock" if is_local(path) else None
 
     def _create(self, initial: pa.Table) -> None:
-        """Create the table with its first rows, on a local disk aside and then renamed: it is there whole or not."""
+        """Create the table with its first rows; on a local disk aside, then renamed: it is there whole or not."""
         from deltalake import DeltaTable, write_deltalake
 
         local = Path(self.location) if is_local(self.location) else None
@@ -76,7 +76,7 @@ class DeltaLog:
         aside = local.with_name(f".{local.name}.{uuid.uuid4().hex}.tmp") if local else None
         try:
             write_deltalake(
-                str(aside or self.location),
+                _uri(str(aside or self.location)),
                 initial,
                 mode="error",
                 name="spark_dedup id registry",
@@ -89,7 +89,7 @@ class DeltaLog:
         finally:
             if aside:
                 shutil.rmtree(aside, ignore_errors=True)
-        self._table = DeltaTable(self.location, storage_options=self._options)
+        self._table = DeltaTable(_uri(self.location), storage_options=self._options)
         self.created = True
 
     def _forget(self) -> None:
@@ -180,3 +180,8 @@ class DeltaLog:
             self._table.optimize.compact(target_size=256 << 20)
         except (DeltaError, OSError) as error:
             logger.debug("id registry %s not compacted now: %s", self.location, error)
+
+
+def _uri(path: str) -> str:
+    """Return a local path as a URI: delta-rs would read ``%20`` in a plain one as a space."""
+    return Path(path).as_uri() if is_local(path) else path

@@ -41,6 +41,8 @@ __all__ = ["IdRegistry"]
 PATIENCE_S = 600.0
 MOUNTS = ("/Volumes/", "/dbfs/", "/Workspace/")
 """Mounts of Databricks: object stores, where a rename does not refuse to replace."""
+UNSPEAKABLE = frozenset("%[]{}\\^|<>")
+"""Characters in a path that delta-rs 1.6 misreads or does not take."""
 
 
 class _Log(Protocol):
@@ -67,7 +69,7 @@ class IdRegistry:
     again. Thread-safe.
     """
 
-    def __init__(self, spark: SparkSession, log: _Log) -> None:
+    def __init__(self, spark: SparkSession | None, log: _Log) -> None:
         self._spark = spark
         self._log = log
         self._lock = threading.RLock()
@@ -75,7 +77,7 @@ class IdRegistry:
     @classmethod
     def open(
         cls,
-        spark: SparkSession,
+        spark: SparkSession | None,
         location: str | os.PathLike[str],
         *,
         start_id: int = 0,
@@ -87,7 +89,7 @@ class IdRegistry:
         table name, another path, and every place on Spark Connect by single Spark statements: about a second.
 
         Args:
-            spark: a session with Delta.
+            spark: a session with Delta; None will do for a local path, to register from processes without Spark.
             location: path or table name.
             start_id: the first id of a registry that is created. An existing one keeps its own; 0 accepts any.
             storage_options: delta-rs options of a remote path.
@@ -235,7 +237,7 @@ class IdRegistry:
         """Return the registered batches: key, files, min_id, max_id, row_count, size, modified_ms, commit_token."""
         from pyspark.sql import functions as F
 
-        table = self._log.table(self._spark)
+        table = self._log.table(_needed(self._spark))
         return table.where(F.col("key") != ORIGIN).select(
             "key",
             "files",
@@ -272,24 +274,34 @@ def _raise_if_stale(pairs: Iterable[tuple[Batch, Entry]]) -> None:
 
 
 def _open_log(
-    spark: SparkSession, location: str, initial: pa.Table, storage_options: Mapping[str, Any] | None
+    spark: SparkSession | None, location: str, initial: pa.Table, storage_options: Mapping[str, Any] | None
 ) -> _Log:
     from spark_dedup.ids.delta_log import DeltaLog
     from spark_dedup.ids.spark_log import SparkLog
 
     if is_table_name(location):
-        return SparkLog(spark, location, location, initial=initial)
+        return SparkLog(_needed(spark), location, location, initial=initial)
     path = normalise_path(location)
     if storage_options is not None or _delta_rs_reaches(spark, location, path):
         return DeltaLog(path, initial=initial, storage_options=storage_options)
-    return SparkLog(spark, f"delta.{quote(path)}", path, initial=initial)
+    return SparkLog(_needed(spark), f"delta.{quote(path)}", path, initial=initial)
 
 
-def _delta_rs_reaches(spark: SparkSession, given: str, path: str) -> bool:
+def _needed(spark: SparkSession | None) -> SparkSession:
+    if spark is None:
+        raise InputError("this needs a Spark session: only registering in a local path works without")
+    return spark
+
+
+def _delta_rs_reaches(spark: SparkSession | None, given: str, path: str) -> bool:
     """Return whether this process may commit to a path itself: a local disk that Spark too means by it."""
-    if is_connect(spark) or not is_local(path) or path.startswith(MOUNTS):
+    if (spark is not None and is_connect(spark)) or not is_local(path) or path.startswith(MOUNTS):
+        return False
+    if UNSPEAKABLE.intersection(path):
         return False
     if given.startswith("file:"):
+        return True
+    if spark is None:
         return True
     default = spark.conf.get("spark.hadoop.fs.defaultFS", "file:///") or "file:///"
     return default.startswith("file:") and not {"HADOOP_CONF_DIR", "YARN_CONF_DIR"} & os.environ.keys()
