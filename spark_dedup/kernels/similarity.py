@@ -14,7 +14,16 @@ import numpy as np
 
 from spark_dedup.kernels.arrays import Array, array_module, block_rows
 
-__all__ = ["NO_MATCH", "Best", "best_among", "best_earlier", "dot_rows", "first_occurrences", "nearest_rows"]
+__all__ = [
+    "NO_MATCH",
+    "Best",
+    "best_among",
+    "best_earlier",
+    "dot_rows",
+    "first_occurrences",
+    "nearest_rows",
+    "pairs_above",
+]
 
 NO_MATCH = -1
 """Index of the match of a row that has none; its score is minus infinity."""
@@ -122,6 +131,23 @@ def nearest_rows(x: Array, others: Array, count: int, *, tile: int = 1024) -> Ar
             found[start:stop, place] = column
             closeness[rows, column] = -xp.inf
     return found
+
+
+def pairs_above(x: Array, others: Array, threshold: float) -> tuple[Array, Array, Array]:
+    """Find every pair of rows whose similarity is at least ``threshold``.
+
+    Args:
+        x: (n, dim) float32 unit rows; the product with all of ``others`` is held at once.
+        others: (m, dim) float32 unit rows.
+        threshold: smallest similarity.
+
+    Returns:
+        Positions in ``x`` and in ``others`` and the float32 similarities, in row order.
+    """
+    xp = array_module(x)
+    product = x @ others.T
+    row, column = xp.nonzero(product >= threshold)
+    return row, column, product[row, column]
 
 
 def first_occurrences(x: Array) -> Array:

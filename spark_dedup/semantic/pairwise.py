@@ -25,7 +25,7 @@ from spark_dedup.tables import col, require_columns
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-__all__ = ["pairwise_similarity"]
+__all__ = ["pairwise_similarity", "unit_rows"]
 
 _UNIT_TOLERANCE = 1e-6
 _FLUSH_ROWS = 8192
@@ -146,7 +146,7 @@ def _probe(rows: DataFrame, n_probe: int, centroids: NDArray[np.float32] | None)
             if not batch.num_rows:
                 continue
             yield batch
-            nearest = nearest_rows(_matrix(batch.column("_e"), batch.column("_id")), means, count)
+            nearest = nearest_rows(unit_rows(batch.column("_e"), batch.column("_id")), means, count)
             own = batch.column("_c").to_numpy()[:, None]
             # The own cluster counts as the first, wherever rounding puts it.
             order = np.argsort(nearest == own, axis=1, kind="stable")
@@ -159,7 +159,7 @@ def _probe(rows: DataFrame, n_probe: int, centroids: NDArray[np.float32] | None)
     return rows.mapInArrow(repeat, rows.schema)
 
 
-def _matrix(embeddings: pa.Array, ids: pa.Array) -> Matrix:
+def unit_rows(embeddings: pa.Array, ids: pa.Array) -> Matrix:
     """Return a batch as unit rows; rows that already are unit keep their bits."""
     first = embeddings[0].as_py()
     if first is None:
@@ -236,7 +236,7 @@ class _Unit:
 
     def add(self, part: pa.RecordBatch) -> None:
         """Take the next rows: queries first, then the earlier blocks in rank order."""
-        x, ids = _matrix(part.column("_e"), part.column("_id")), part.column("_id")
+        x, ids = unit_rows(part.column("_e"), part.column("_id")), part.column("_id")
         if part.column("_query")[0].as_py():
             self._parts.append((x, ids))
             return

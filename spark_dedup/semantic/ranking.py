@@ -14,7 +14,15 @@ from spark_dedup.tables import col
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
-__all__ = ["COSINE_DIST_TO_CENT_COL", "L2_DIST_TO_CENT_COL", "OrderKey", "RankingStrategy", "order_keys"]
+__all__ = [
+    "COSINE_DIST_TO_CENT_COL",
+    "L2_DIST_TO_CENT_COL",
+    "OrderKey",
+    "RankingStrategy",
+    "check_ranking",
+    "order_keys",
+    "precedes",
+]
 
 L2_DIST_TO_CENT_COL = "l2_dist_to_cent"
 COSINE_DIST_TO_CENT_COL = "cosine_dist_to_cent"
@@ -97,6 +105,14 @@ class OrderKey:
         return c.asc_nulls_last() if self.ascending else c.desc_nulls_last()
 
 
+def check_ranking(which_to_keep: str, distance_metric: str) -> None:
+    """Raise ``InputError`` for an unknown word."""
+    if which_to_keep not in _KEEP:
+        raise InputError(f"which_to_keep must be 'hard', 'easy' or 'random', not {which_to_keep!r}")
+    if distance_metric not in _DISTANCES:
+        raise InputError(f"distance_metric must be 'cosine' or 'l2', not {distance_metric!r}")
+
+
 def order_keys(
     df: DataFrame,
     *,
@@ -120,10 +136,7 @@ def order_keys(
     Raises:
         InputError: an unknown word, or a column that ``df`` lacks.
     """
-    if which_to_keep not in _KEEP:
-        raise InputError(f"which_to_keep must be 'hard', 'easy' or 'random', not {which_to_keep!r}")
-    if distance_metric not in _DISTANCES:
-        raise InputError(f"distance_metric must be 'cosine' or 'l2', not {distance_metric!r}")
+    check_ranking(which_to_keep, distance_metric)
     by_id = OrderKey(col(id_field), True)
     if ranking_strategy is None and which_to_keep == "random":
         ranking_strategy = RankingStrategy.random(random_seed)

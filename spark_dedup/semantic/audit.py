@@ -1,0 +1,348 @@
+"""How many of the true near-duplicate pairs the clustering lets us find, measured on a sample.
+
+Pairs that a cluster border divides are never compared. A random sample of records is compared with all records,
+so that their true pairs are known, and the share that lies inside a common cluster is the recall.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyspark.sql import functions as F
+
+from spark_dedup.errors import InputError
+from spark_dedup.kernels.similarity import nearest_rows, pairs_above
+from spark_dedup.semantic.embeddings import Matrix, array_column
+from spark_dedup.semantic.identify import SCORE_TOLERANCE, check_eps
+from spark_dedup.semantic.pairwise import unit_rows
+from spark_dedup.tables import col, require_columns
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+__all__ = ["Audit", "AuditRow", "MissedPair", "audit_recall", "ratio_interval"]
+
+_BLOCK = 1024
+_RESULT = "kind string, eps int, probe int, at int, n bigint, other string, score double"
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """The recall at one threshold and one number of probed clusters.
+
+    Attributes:
+        eps: threshold.
+        n_probe: clusters each record is compared in.
+        recall: estimated share of the true pairs that are compared; NaN when the sample has none.
+        low: lower end of the confidence interval.
+        high: upper end.
+        pairs: true pairs of the sampled records.
+        found: those of them that are compared.
+        cost: multiplications of the pairwise step, relative to ``n_probe = 1``.
+    """
+
+    eps: float
+    n_probe: int
+    recall: float
+    low: float
+    high: float
+    pairs: int
+    found: int
+    cost: float
+
+
+@dataclass(frozen=True)
+class MissedPair:
+    """A true pair that no common cluster holds, with ``n_probe = 1``; ids as strings."""
+
+    eps: float
+    id: str
+    other_id: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The outcome of :func:`audit_recall`.
+
+    Attributes:
+        rows: one per threshold and number of probed clusters.
+        missed: most similar pairs that were missed.
+        sample_size: records in the sample.
+        num_documents: records in all.
+        confidence: of the intervals.
+    """
+
+    rows: tuple[AuditRow, ...]
+    missed: tuple[MissedPair, ...]
+    sample_size: int
+    num_documents: int
+    confidence: float
+
+    @property
+    def table(self) -> str:
+        """The estimates as text."""
+        interval = f"{self.confidence:.0%} interval"
+        lines = [f"{'eps':>8}  {'n_probe':>7}  {'recall':>7}  {interval:>16}  {'pairs':>9}  {'cost':>6}"]
+        for r in self.rows:
+            span = f"{r.low:.3f} - {r.high:.3f}"
+            lines.append(
+                f"{r.eps:>8g}  {r.n_probe:>7}  {r.recall:>7.3f}  {span:>16}  {r.pairs:>9,}  {r.cost:>5.2f}x"
+            )
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return self.table
+
+
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """What the tasks need: the sampled rows, and the clusters each is compared in, own first."""
+
+    x: Matrix
+    ids: tuple[str, ...]
+    probes: NDArray[np.int64]
+    centroids: NDArray[np.float32] | None
+    eps: tuple[float, ...]
+    missed: int
+
+
+def audit_recall(
+    assigned: DataFrame,
+    *,
+    eps: float | Sequence[float],
+    id_field: str = "id",
+    embedding_field: str = "embeddings",
+    n_probe: int = 1,
+    centroids: NDArray[np.float32] | None = None,
+    sample_size: int = 1000,
+    random_state: int = 42,
+    confidence: float = 0.95,
+    missed: int = 20,
+) -> Audit:
+    """Estimate what share of the true pairs the clustering finds, for 1 to ``n_probe`` probed clusters.
+
+    Two jobs: one draws the sample, the other compares it with every record, block by block. The sample and the
+    counts, no rows, come to the driver.
+
+    Args:
+        assigned: records with id, unit embeddings and ``centroid``.
+        eps: threshold or thresholds: a pair of similarity ``1 - eps`` or above is a true pair.
+        id_field: id column.
+        embedding_field: embedding column.
+        n_probe: largest number of probed clusters to report.
+        centroids: (n_clusters, dim) raw centroids, needed for ``n_probe > 1``.
+        sample_size: records to draw, by a seeded hash of the id; all when there are fewer.
+        random_state: seed.
+        confidence: of the intervals.
+        missed: how many missed pairs to return, the most similar ones.
+
+    Raises:
+        InputError: arguments out of range, or missing columns.
+    """
+    thresholds = tuple(check_eps(e) for e in ([eps] if isinstance(eps, int | float) else eps))
+    if n_probe < 1 or sample_size < 1 or not thresholds:
+        raise InputError("n_probe and sample_size must be at least 1, and there must be an eps")
+    if n_probe > 1 and centroids is None:
+        raise InputError("n_probe > 1 needs the centroids: pass centroids=model.centroids")
+    require_columns(assigned, [id_field, embedding_field, "centroid"], where="the assigned records")
+    rows = assigned.select(
+        col(id_field).cast("string").alias("id"),
+        array_column(assigned, embedding_field).alias("e"),
+        col("centroid").cast("int").alias("c"),
+    )
+    means = None if centroids is None or n_probe == 1 else np.ascontiguousarray(centroids, dtype=np.float32)
+    drawn = _draw(rows, sample_size, random_state)
+    if not drawn.num_rows:
+        raise InputError("there are no records to audit")
+    x = unit_rows(drawn.column("e"), drawn.column("id"))
+    sample = _Sample(
+        x,
+        tuple(drawn.column("id").to_pylist()),
+        _probes(x, drawn.column("c").to_numpy(), means, n_probe),
+        means,
+        thresholds,
+        missed,
+    )
+    counted = rows.mapInArrow(_compare(sample, n_probe), _RESULT)
+    kept = counted.filter("kind = 'missed'").orderBy(F.desc("score"), "at", "other").limit(2 * missed)
+    sums = (
+        counted.filter("kind <> 'missed'")
+        .groupBy("kind", "eps", "probe", "at")
+        .agg(F.sum("n").alias("n"), F.lit(None).cast("string").alias("other"), F.lit(0.0).alias("score"))
+    )
+    return _report(sums.unionByName(kept).collect(), sample, n_probe, confidence)
+
+
+def _draw(rows: DataFrame, count: int, seed: int) -> pa.RecordBatch:
+    """Draw records by a seeded hash of the id: the same ones for any partitioning."""
+    order = F.xxhash64(F.lit(seed), F.col("id"))
+    table: pa.Table = rows.orderBy(order, "id").limit(count).toArrow()
+    return (
+        table.combine_chunks().to_batches()[0]
+        if table.num_rows
+        else table.schema.empty_table().to_batches()[0]
+    )
+
+
+def _probes(
+    x: Matrix, own: NDArray[Any], centroids: NDArray[np.float32] | None, n_probe: int
+) -> NDArray[np.int64]:
+    """Return the clusters that each row is compared in: its own, then the next nearest."""
+    own = own.astype(np.int64)[:, None]
+    if centroids is None:
+        return own
+    nearest = nearest_rows(x, centroids, min(n_probe, len(centroids)))
+    order = np.argsort(nearest == own, axis=1, kind="stable")
+    others = np.take_along_axis(nearest, order, axis=1)[:, : nearest.shape[1] - 1]
+    return np.concatenate([own, others], axis=1)
+
+
+def _compare(sample: _Sample, n_probe: int) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    """Return the task's function: counts per sampled record, sizes per cluster, the best missed pairs."""
+
+    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        tally = _Tally(sample, n_probe)
+        for batch in batches:
+            for start in range(0, batch.num_rows, _BLOCK):
+                tally.add(batch.slice(start, _BLOCK))
+        yield from tally.result()
+
+    return run
+
+
+class _Tally:
+    """Counts of one task; their size depends on the sample and the number of clusters, not on the rows."""
+
+    def __init__(self, sample: _Sample, n_probe: int) -> None:
+        self._sample = sample
+        self._width = sample.probes.shape[1]
+        shape = (len(sample.eps), self._width + 1, len(sample.ids))
+        self._counts = np.zeros(shape, dtype=np.int64)
+        self._sizes: list[dict[int, int]] = [{} for _ in range(self._width)]
+        self._missed: list[tuple[float, int, int, str]] = []
+        self._place = {name: i for i, name in enumerate(sample.ids)}
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Count one block."""
+        sample = self._sample
+        ids = batch.column("id")
+        x = unit_rows(batch.column("e"), ids)
+        probes = _probes(x, batch.column("c").to_numpy(), sample.centroids, self._width)
+        for width, sizes in enumerate(self._sizes):
+            for cluster, n in zip(*np.unique(probes[:, width], return_counts=True), strict=True):
+                sizes[int(cluster)] = sizes.get(int(cluster), 0) + int(n)
+        limits = [1 - e - SCORE_TOLERANCE for e in sample.eps]
+        row, at, score = pairs_above(x, sample.x, min(limits))
+        own = np.array([self._place.get(name, -1) for name in ids.to_pylist()])
+        other = own[row] != at
+        row, at, score = row[other], at[other], score[other]
+        # The first number of probed clusters that brings the two together; width + 1 for none.
+        first = np.full(len(row), self._width, dtype=np.int64)
+        for width in range(self._width - 1, -1, -1):
+            mine, theirs = probes[row, : width + 1], sample.probes[at, : width + 1]
+            first[(mine[:, :, None] == theirs[:, None, :]).any(axis=(1, 2))] = width
+        for i, limit in enumerate(limits):
+            true = score >= limit
+            np.add.at(self._counts, (i, first[true], at[true]), 1)
+            self._keep_missed(i, score, at, row, ids, true & (first > 0))
+
+    def _keep_missed(
+        self, i: int, score: NDArray[Any], at: NDArray[Any], row: NDArray[Any], ids: pa.Array, which: Any
+    ) -> None:
+        places = np.flatnonzero(which)
+        best = places[np.argsort(-score[places], kind="stable")[: self._sample.missed]]
+        self._missed += [(float(score[p]), i, int(at[p]), ids[int(row[p])].as_py()) for p in best]
+        self._missed.sort(key=lambda m: (-m[0], m[1:]))
+        del self._missed[2 * self._sample.missed * len(self._sample.eps) :]
+
+    def result(self) -> Iterator[pa.RecordBatch]:
+        """Yield the counts as rows."""
+        i, probe, at = np.nonzero(self._counts)
+        n = self._counts[i, probe, at]
+        rows = [("pairs", *map(int, r), None, 0.0) for r in zip(i, probe, at, n, strict=True)]
+        for width, sizes in enumerate(self._sizes):
+            rows += [("size", 0, width, cluster, count, None, 0.0) for cluster, count in sizes.items()]
+        rows += [("missed", i, 0, at, 1, other, score) for score, i, at, other in self._missed]
+        if rows:
+            names = ["kind", "eps", "probe", "at", "n", "other", "score"]
+            types = [pa.string(), pa.int32(), pa.int32(), pa.int32(), pa.int64(), pa.string(), pa.float64()]
+            columns = [pa.array(values, t) for values, t in zip(zip(*rows, strict=True), types, strict=True)]
+            yield pa.RecordBatch.from_arrays(columns, names)
+
+
+def _report(rows: Sequence[Any], sample: _Sample, n_probe: int, confidence: float) -> Audit:
+    width = sample.probes.shape[1]
+    counts = np.zeros((len(sample.eps), width + 1, len(sample.ids)), dtype=np.int64)
+    sizes: list[dict[int, int]] = [{} for _ in range(width)]
+    for r in rows:
+        if r.kind == "pairs":
+            counts[r.eps, r.probe, r.at] = r.n
+        elif r.kind == "size":
+            sizes[r.probe][r.at] = r.n
+    total = sum(sizes[0].values())
+    members: dict[int, int] = {}
+    costs = []
+    for level in sizes:
+        for cluster, n in level.items():
+            members[cluster] = members.get(cluster, 0) + n
+        costs.append(sum(n * (n - 1) / 2 for n in members.values()))
+    table = []
+    for i, eps in enumerate(sample.eps):
+        true = counts[i].sum(axis=0)
+        for probe in range(min(width, n_probe)):
+            found = counts[i, : probe + 1].sum(axis=0)
+            recall, low, high = ratio_interval(found, true, population=total, confidence=confidence)
+            cost = costs[probe] / costs[0] if costs[0] else 1.0
+            table.append(AuditRow(eps, probe + 1, recall, low, high, int(true.sum()), int(found.sum()), cost))
+    missed = sorted({(r.score, r.eps, r.at, r.other) for r in rows if r.kind == "missed"}, reverse=True)
+    pairs = [MissedPair(sample.eps[e], sample.ids[at], other, s) for s, e, at, other in missed]
+    return Audit(tuple(table), tuple(pairs[: sample.missed]), len(sample.ids), total, confidence)
+
+
+def ratio_interval(
+    found: NDArray[np.int64], true: NDArray[np.int64], *, population: int, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """Estimate a share of pairs from a simple random sample of records, with a confidence interval.
+
+    Pairs are not independent: a record with a hundred copies brings a hundred of them, found or missed together.
+    The records are what was drawn, so the variance is that of the ratio estimator over records (Cochran, Sampling
+    Techniques, 6.4), with the finite population correction. The interval is Wilson's, at the number of independent
+    draws that would have this variance (Korn and Graubard 1998), and at most the number of records that have pairs:
+    unlike the normal interval it stays inside [0, 1] and does not vanish when all pairs are found.
+
+    Args:
+        found: (n,) pairs found of each sampled record.
+        true: (n,) all its pairs.
+        population: records that were sampled from.
+        confidence: of the interval.
+
+    Returns:
+        Estimate, lower and upper end; NaN, 0 and 1 without pairs.
+    """
+    n, total = len(true), int(true.sum())
+    if not total:
+        return math.nan, 0.0, 1.0
+    recall = float(found.sum() / total)
+    if n >= population:
+        return recall, recall, recall
+    effective = float(np.count_nonzero(true))
+    unseen = 1 - n / population
+    if n > 1:
+        residual = found - recall * true
+        variance = unseen * float((residual**2).sum()) / (n - 1) / n / (total / n) ** 2
+        if variance > 0 and 0 < recall < 1:
+            effective = min(effective / unseen, recall * (1 - recall) / variance)
+    z2 = NormalDist().inv_cdf(0.5 + confidence / 2) ** 2
+    centre = (recall + z2 / (2 * effective)) / (1 + z2 / effective)
+    half = math.sqrt(z2 * recall * (1 - recall) / effective + z2**2 / (4 * effective**2)) / (
+        1 + z2 / effective
+    )
+    return recall, max(0.0, centre - half), min(1.0, centre + half)

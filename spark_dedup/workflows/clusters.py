@@ -1,0 +1,271 @@
+"""The k-means part of semantic deduplication as a job of its own: fit, assign, write clusters and centroids."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spark_dedup.datasets import Named, read_dataset
+from spark_dedup.errors import InputError
+from spark_dedup.outputs import check_output, exclusive, staged
+from spark_dedup.paths import Location, filesystem, normalise_path
+from spark_dedup.session import active_or_build, job_progress
+from spark_dedup.tables import col, require_columns
+from spark_dedup.workflows.inputs import JobInput, check_unique_ids, inspect_input
+from spark_dedup.workflows.result import WorkflowResult
+from spark_dedup.workflows.steps import Steps, fingerprint
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+__all__ = ["CENTROIDS_FILE", "KMEANS_FOLDER", "KMeansStage", "read_centroids"]
+
+logger = logging.getLogger(__name__)
+
+KMEANS_FOLDER = "kmeans_results"
+CENTROIDS_FILE = "kmeans_centroids.npy"
+
+
+@dataclass(eq=False)
+class KMeansStage:
+    """Cluster embeddings and write them by cluster.
+
+    Written below ``output_path``: ``kmeans_results/centroid=N/*.parquet`` (id, unit embedding, metadata,
+    ``l2_dist_to_cent``, ``cosine_dist_to_cent``) and ``kmeans_results/kmeans_centroids.npy``. A killed job that is
+    run again with the same arguments goes on after its last finished step.
+
+    Args:
+        input_path: path, paths, Delta path or table name.
+        output_path: folder for the results.
+        n_clusters: number of clusters.
+        id_field: column of unique ids, of any type.
+        embedding_field: array of numbers, Spark ML vector or packed binary.
+        embedding_dim: length of an embedding; None takes the commonest among the first rows.
+        metadata_fields: columns to keep in the results, for ranking or for reading them.
+        input_filetype: ``parquet``, ``jsonl`` or ``delta``.
+        input_file_extensions: endings of files to take instead of the filetype's own.
+        max_iter: most k-means iterations.
+        tol: stop when centroids move less, relative to the mean variance.
+        random_state: seed.
+        init: ``"k-means||"``, ``"scalable-k-means++"``, ``"random"`` or an (n_clusters, dim) array.
+        n_init: fits from as many starts; the best is kept.
+        oversampling_factor: rows drawn by a round of k-means||, over ``n_clusters``.
+        max_samples_per_batch: rows that a GPU works on at once.
+        fit_data_fraction: fit on this share of the rows, in (0, 1); all rows are assigned and written.
+        read_kwargs: options for Spark's reader.
+        write_kwargs: options for Spark's writer.
+        clear_output: replace the results of an earlier run; only the folders named above are ever cleared.
+            Without it, finished results are a ``FileExistsError``.
+        verbose: log the outcome of each step.
+        invalid_embeddings: ``"error"``, or ``"drop"`` to leave out null, ragged, non-finite and zero ones.
+        max_points_per_centroid: fit on at most this many rows per centroid.
+        device: ``"auto"``, ``"cpu"`` or ``"gpu"``.
+
+    Raises:
+        InputError: arguments, columns or embeddings that cannot be used; before any work where possible.
+    """
+
+    input_path: Named
+    output_path: Location
+    n_clusters: int
+    _: KW_ONLY
+    id_field: str = "id"
+    embedding_field: str = "embeddings"
+    embedding_dim: int | None = None
+    metadata_fields: Sequence[str] | None = None
+    input_filetype: str = "parquet"
+    input_file_extensions: Sequence[str] | None = None
+    max_iter: int = 300
+    tol: float = 1e-4
+    random_state: int = 42
+    init: str | NDArray[Any] = "k-means||"
+    n_init: int = 1
+    oversampling_factor: float = 2.0
+    max_samples_per_batch: int = 1 << 15
+    fit_data_fraction: float | None = None
+    read_kwargs: Mapping[str, Any] | None = None
+    write_kwargs: Mapping[str, Any] | None = None
+    clear_output: bool = True
+    verbose: bool = True
+    invalid_embeddings: Literal["error", "drop"] = "error"
+    max_points_per_centroid: int | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        from spark_dedup.semantic.embeddings import check_invalid_option
+        from spark_dedup.semantic.kmeans import check_init, check_parameters
+
+        check_parameters(
+            self.n_clusters,
+            self.max_iter,
+            self.tol,
+            self.n_init,
+            self.oversampling_factor,
+            self.fit_data_fraction,
+        )
+        check_invalid_option(self.invalid_embeddings)
+        start = self.init if isinstance(self.init, str) else np.asarray(self.init)
+        width = 1 if isinstance(start, str) else start.shape[-1] if start.ndim else 1
+        check_init(start, self.n_clusters, width)
+
+    def run(self, spark: SparkSession | None = None) -> WorkflowResult:
+        """Run the job; its metadata has ``kmeans_time``, ``n_iter``, ``inertia`` and the counts."""
+        started = time.monotonic()
+        session = active_or_build(spark, device=self.device)
+        output = normalise_path(self.output_path)
+        with ExitStack() as held:
+            found = self._inspect(session, [f"{output}/{KMEANS_FOLDER}"])
+            held.enter_context(exclusive(output))
+            steps = self._steps(output, found, [KMEANS_FOLDER])
+            done = steps.result("kmeans") or steps.finish("kmeans", self._cluster(session, output))
+            steps.close()
+        return WorkflowResult("kmeans", {"total_time": time.monotonic() - started, **done})
+
+    def _steps(self, folder: str, found: JobInput, owned: Sequence[str]) -> Steps:
+        mode = "overwrite" if self.clear_output else "error"
+        return Steps(folder, fingerprint(self._identity(), found.files), owned=owned, mode=mode)
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what decides the clusters, beside the input's files."""
+        names = (
+            "n_clusters id_field embedding_field embedding_dim input_filetype max_iter tol random_state n_init "
+            "oversampling_factor fit_data_fraction invalid_embeddings max_points_per_centroid read_kwargs"
+        )
+        start = self.init
+        if not isinstance(start, str):
+            start = hashlib.sha256(np.ascontiguousarray(start, dtype=np.float32).tobytes()).hexdigest()
+        identity = {name: getattr(self, name) for name in names.split()}
+        return {**identity, "init": start, "input": str(self.input_path), "kept": self._kept_fields()}
+
+    def _kept_fields(self) -> list[str]:
+        """Return the columns written beside the id and the embedding."""
+        return [name for name in dict.fromkeys(self.metadata_fields or ()) if name != self.id_field]
+
+    def _read(self, spark: SparkSession) -> DataFrame:
+        return read_dataset(
+            spark,
+            self.input_path,
+            filetype=self.input_filetype,
+            read_kwargs=self.read_kwargs,
+            extensions=self.input_file_extensions,
+        )
+
+    def _inspect(self, spark: SparkSession, folders: Sequence[str]) -> JobInput:
+        """Check input and outputs before any work."""
+        from spark_dedup.semantic.embeddings import array_column
+
+        columns = [self.id_field, self.embedding_field, *self._kept_fields()]
+        found = inspect_input(
+            spark,
+            self.input_path,
+            filetype=self.input_filetype,
+            extensions=self.input_file_extensions,
+            columns=columns,
+        )
+        for folder in folders:
+            check_output(folder, inputs=found.paths, mode="overwrite")
+        df = self._read(spark)
+        require_columns(df, columns, where=str(found.source))
+        array_column(df, self.embedding_field)
+        with job_progress(spark, "checking that ids are unique"):
+            rows = check_unique_ids(spark, df, self.id_field)
+        if not rows:
+            raise InputError(f"{found.source} holds no rows")
+        if rows < self.n_clusters:
+            raise InputError(
+                f"n_clusters is {self.n_clusters:,}, but {found.source} has {rows:,} rows: ask for fewer clusters"
+            )
+        return JobInput(found.source, found.files, rows)
+
+    def _cluster(
+        self, spark: SparkSession, output: str, options: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Fit, assign and write; return counts, quality and time."""
+        from spark_dedup.semantic.assign import assign_clusters, cluster_layout
+        from spark_dedup.semantic.kmeans import fit_kmeans
+
+        started = time.monotonic()
+        # Columns that nobody asked for need not travel.
+        df = self._read(spark).select(
+            *map(col, dict.fromkeys([self.id_field, self.embedding_field, *self._kept_fields()]))
+        )
+        model = fit_kmeans(
+            df,
+            n_clusters=self.n_clusters,
+            embedding_field=self.embedding_field,
+            id_field=self.id_field,
+            embedding_dim=self.embedding_dim,
+            max_iter=self.max_iter,
+            tol=self.tol,
+            random_state=self.random_state,
+            init=self.init,
+            n_init=self.n_init,
+            oversampling_factor=self.oversampling_factor,
+            max_samples_per_batch=self.max_samples_per_batch,
+            fit_data_fraction=self.fit_data_fraction,
+            max_points_per_centroid=self.max_points_per_centroid,
+            invalid_embeddings=self.invalid_embeddings,
+            device=self.device,
+        )
+        assigned = assign_clusters(
+            df,
+            model,
+            id_field=self.id_field,
+            embedding_field=self.embedding_field,
+            metadata_fields=self._kept_fields(),
+            invalid_embeddings=self.invalid_embeddings,
+        )
+        sizes = (model.cluster_sizes / (self.fit_data_fraction or 1)).astype(np.int64)
+        rows = cluster_layout(assigned, cluster_sizes=sizes, id_field=self.id_field)
+        folder = f"{output}/{KMEANS_FOLDER}"
+        with staged(folder, mode="overwrite") as aside, job_progress(spark, "writing the clusters"):
+            writer = rows.write.partitionBy("centroid").options(**_given(options or self.write_kwargs))
+            writer.parquet(aside)
+            _write_centroids(f"{aside}/{CENTROIDS_FILE}", model.centroids)
+        counts = _count(spark, folder)
+        done = {
+            "kmeans_time": time.monotonic() - started,
+            "num_documents": sum(counts),
+            "n_iter": int(model.n_iter),
+            "inertia": float(model.inertia),
+            "largest_cluster": max(counts),
+            "num_invalid_embeddings": int(model.invalid),
+        }
+        if self.verbose:
+            logger.info(
+                "%d clusters of up to %d records, inertia %.6g", len(counts), max(counts), done["inertia"]
+            )
+        return done
+
+
+def read_centroids(folder: str) -> NDArray[np.float32]:
+    """Return the (n_clusters, dim) centroids of a ``kmeans_results`` folder."""
+    fs, inner = filesystem(f"{folder}/{CENTROIDS_FILE}")
+    loaded: NDArray[np.float32] = np.load(io.BytesIO(fs.cat_file(inner)), allow_pickle=False)
+    return loaded
+
+
+def _write_centroids(path: str, centroids: NDArray[np.float32]) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, centroids)
+    fs, inner = filesystem(path)
+    fs.pipe_file(inner, buffer.getvalue())
+
+
+def _count(spark: SparkSession, folder: str) -> list[int]:
+    """Return the size of each cluster that was written."""
+    counted = read_dataset(spark, folder).groupBy("centroid").count().collect()
+    return [int(row["count"]) for row in counted]
+
+
+def _given(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {name: value for name, value in (options or {}).items() if value is not None}

@@ -1,0 +1,214 @@
+"""Semantic deduplication as one job: clusters, similarities inside them, ids to remove."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import KW_ONLY, dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from spark_dedup.datasets import read_dataset
+from spark_dedup.errors import InputError
+from spark_dedup.outputs import exclusive, staged
+from spark_dedup.paths import Location, delete, exists, normalise_path
+from spark_dedup.semantic.identify import above_threshold, check_eps, identify_semantic
+from spark_dedup.semantic.ranking import (
+    COSINE_DIST_TO_CENT_COL,
+    L2_DIST_TO_CENT_COL,
+    RankingStrategy,
+    check_ranking,
+)
+from spark_dedup.session import active_or_build, job_progress, resolve_device
+from spark_dedup.workflows.clusters import KMEANS_FOLDER, KMeansStage, read_centroids
+from spark_dedup.workflows.result import WorkflowResult
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+__all__ = ["KMeansStage", "SemanticDeduplicationWorkflow"]
+
+logger = logging.getLogger(__name__)
+
+PAIRWISE_FOLDER = "pairwise_results"
+DUPLICATES_FOLDER = "duplicates"
+_IDS_PER_FILE = 2_000_000
+_ID_BYTES = 8
+
+OLD_KEYS = {
+    "total_execution_time": "total_time",
+    "kmeans_execution_time": "kmeans_time",
+    "pairwise_execution_time": "pairwise_time",
+    "total_duplicates_identified": "num_duplicates",
+}
+
+
+@dataclass(eq=False)
+class SemanticDeduplicationWorkflow(KMeansStage):
+    """Find records whose embeddings are nearly equal, and write the ids of all but one of each chain.
+
+    Written: ``kmeans_results/`` (see :class:`KMeansStage`) and ``pairwise_results/*.parquet`` (``id``, ``max_id``,
+    ``cosine_sim_score``) below ``cache_path`` or else ``output_path``; with ``eps``, ``duplicates/*.parquet``
+    (``id``, each once, sorted in a file) below ``output_path``. A killed job that is run again with the same
+    arguments goes on after its last finished step; another ``eps`` keeps the steps before it.
+
+    Args:
+        cache_path: folder for the intermediate results; default ``output_path``.
+        distance_metric: ``"cosine"`` or ``"l2"``: the distance to the centroid that ranks.
+        which_to_keep: ``"hard"`` keeps the record farthest from its centroid, ``"easy"`` the nearest, ``"random"``
+            any (by a seeded hash of the id).
+        ranking_strategy: wins over ``which_to_keep``; columns it needs are kept in ``kmeans_results``.
+        pairwise_batch_size: rows multiplied at once; bounds the memory of a task.
+        eps: similarities of ``1 - eps`` and above are duplicates; None stops after the similarities.
+        cache_kwargs: options for Spark's writer of the intermediate results.
+        n_probe: clusters each record is compared in; more find pairs that a cluster border divides.
+        ledger: folder or schema of a ledger to write the duplicates to, with their survivors.
+
+    The other arguments are those of :class:`KMeansStage`; ``write_kwargs`` are for ``duplicates``.
+    """
+
+    _: KW_ONLY
+    cache_path: Location | None = None
+    distance_metric: str = "cosine"
+    which_to_keep: str = "hard"
+    ranking_strategy: RankingStrategy | None = None
+    pairwise_batch_size: int = 1024
+    eps: float | None = None
+    _duplicates_num_row_groups_hint: int | None = None
+    cache_kwargs: Mapping[str, Any] | None = None
+    n_probe: int = 1
+    ledger: Location | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranking(self.which_to_keep, self.distance_metric)
+        if self.eps is not None:
+            check_eps(self.eps)
+        if self.ledger is not None and self.eps is None:
+            raise InputError("ledger needs eps: without it there are no duplicates to write")
+        hint = self._duplicates_num_row_groups_hint
+        counts = {"pairwise_batch_size": self.pairwise_batch_size, "n_probe": self.n_probe}
+        for name, value in {**counts, "_duplicates_num_row_groups_hint": 1 if hint is None else hint}.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
+
+    def run(self, spark: SparkSession | None = None) -> WorkflowResult:
+        """Run the job, from its last finished step."""
+        started, began = time.monotonic(), datetime.now(UTC)
+        session = active_or_build(spark, device=self.device)
+        output = normalise_path(self.output_path)
+        cache = normalise_path(self.cache_path) if self.cache_path is not None else output
+        duplicates = f"{output}/{DUPLICATES_FOLDER}"
+        owned = [KMEANS_FOLDER, PAIRWISE_FOLDER]
+        with ExitStack() as held:
+            found = self._inspect(session, [f"{cache}/{name}" for name in owned] + [duplicates])
+            for folder in dict.fromkeys([output, cache]):
+                held.enter_context(exclusive(folder))
+            if not self.clear_output and exists(duplicates):
+                raise FileExistsError(f"output {duplicates} exists: choose another or clear_output=True")
+            steps = self._steps(cache, found, owned)
+            delete(duplicates)
+            metadata: dict[str, Any] = {"total_time": 0.0}
+            metadata |= steps.result("kmeans") or steps.finish(
+                "kmeans", self._cluster(session, cache, self.cache_kwargs)
+            )
+            metadata |= steps.result("pairwise") or steps.finish("pairwise", self._compare(session, cache))
+            metadata |= {"num_duplicates": 0}
+            if self.eps is not None:
+                metadata |= self._identify(session, cache, duplicates)
+            if self.ledger is not None:
+                self._write_ledger(session, cache, metadata, began)
+            steps.close()
+        metadata |= {"total_time": time.monotonic() - started, "output_path": output}
+        return WorkflowResult("semantic_deduplication", metadata, OLD_KEYS)
+
+    def _identity(self) -> dict[str, Any]:
+        names = ("which_to_keep", "distance_metric", "n_probe")
+        ranking = repr(self.ranking_strategy)
+        return {**super()._identity(), **{n: getattr(self, n) for n in names}, "ranking": ranking}
+
+    def _kept_fields(self) -> list[str]:
+        ranked = [] if self.ranking_strategy is None else self.ranking_strategy.metadata_cols
+        made = (self.id_field, COSINE_DIST_TO_CENT_COL, L2_DIST_TO_CENT_COL)
+        kept = super()._kept_fields()
+        return [*kept, *(name for name in dict.fromkeys(ranked) if name not in made and name not in kept)]
+
+    def _compare(self, spark: SparkSession, cache: str) -> dict[str, Any]:
+        """Write ``pairwise_results``."""
+        from spark_dedup.semantic.pairwise import pairwise_similarity
+
+        started = time.monotonic()
+        clusters = f"{cache}/{KMEANS_FOLDER}"
+        pairs = pairwise_similarity(
+            read_dataset(spark, clusters),
+            id_field=self.id_field,
+            embedding_field=self.embedding_field,
+            which_to_keep=self.which_to_keep,
+            distance_metric=self.distance_metric,
+            ranking_strategy=self.ranking_strategy,
+            pairwise_batch_size=self.pairwise_batch_size,
+            random_state=self.random_state,
+            n_probe=self.n_probe,
+            centroids=read_centroids(clusters) if self.n_probe > 1 else None,
+        )
+        with (
+            staged(f"{cache}/{PAIRWISE_FOLDER}", mode="overwrite") as aside,
+            job_progress(spark, "comparing records inside their clusters"),
+        ):
+            pairs.write.options(**_options(self.cache_kwargs)).parquet(aside)
+        return {"pairwise_time": time.monotonic() - started}
+
+    def _identify(self, spark: SparkSession, cache: str, folder: str) -> dict[str, Any]:
+        """Write ``duplicates``."""
+        assert self.eps is not None
+        started = time.monotonic()
+        pairs = read_dataset(spark, f"{cache}/{PAIRWISE_FOLDER}")
+        ids = pairs.filter(above_threshold(self.eps)).select("id")
+        count = ids.count()
+        files = max(1, -(-count // _IDS_PER_FILE))
+        options = _options(self.write_kwargs)
+        if self._duplicates_num_row_groups_hint is not None:
+            size = count * _ID_BYTES // (files * self._duplicates_num_row_groups_hint)
+            options["parquet.block.size"] = max(1, size)
+        with staged(folder, mode="overwrite") as aside, job_progress(spark, "writing duplicate ids"):
+            ids.coalesce(files).sortWithinPartitions("id").write.options(**options).parquet(aside)
+        if self.verbose:
+            logger.info("%d records to remove at eps %g", count, self.eps)
+        return {"num_duplicates": count, "identification_time": time.monotonic() - started}
+
+    def _ledger_rows(self, spark: SparkSession, cache: str) -> DataFrame:
+        assert self.eps is not None
+        clusters = read_dataset(spark, f"{cache}/{KMEANS_FOLDER}", columns=[self.id_field, "centroid"])
+        return identify_semantic(
+            read_dataset(spark, f"{cache}/{PAIRWISE_FOLDER}"),
+            eps=self.eps,
+            clusters=clusters.withColumnRenamed(self.id_field, "id"),
+        )
+
+    def _write_ledger(
+        self, spark: SparkSession, cache: str, metadata: Mapping[str, Any], began: datetime
+    ) -> None:
+        from spark_dedup.ledger import Run, describe_input, input_version, write_run
+
+        with job_progress(spark, "writing the ledger"):
+            rows = self._ledger_rows(spark, cache)
+            run = Run(
+                method="semantic",
+                input=describe_input(self.input_path),
+                input_version=input_version(spark, self.input_path, filetype=self.input_filetype),
+                id_field=self.id_field,
+                num_documents=metadata["num_documents"],
+                num_groups=rows.select("kept_id").distinct().count(),
+                num_duplicates=metadata["num_duplicates"],
+                started_at=began,
+                parameters={**self._identity(), "eps": self.eps},
+                times={name: value for name, value in metadata.items() if name.endswith("_time")},
+                device=resolve_device(self.device),
+            )
+            write_run(spark, str(self.ledger), run, rows)
+
+
+def _options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {name: value for name, value in (options or {}).items() if value is not None}

@@ -1,0 +1,180 @@
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sklearn.datasets import make_blobs
+
+from spark_dedup import KMeansStage, RankingStrategy, SemanticDeduplicationWorkflow
+from spark_dedup.errors import InputError
+
+
+def write(folder, x, ids=None, files=1, **columns):
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = list(range(len(x))) if ids is None else ids
+    table = pa.table({"id": ids, "embeddings": [v.astype(np.float32) for v in x], **columns})
+    for i, part in enumerate(np.array_split(np.arange(len(x)), files)):
+        pq.write_table(table.take(part), folder / f"part-{i}.parquet")
+    return folder
+
+
+def ids_in(folder):
+    return sorted(i for f in folder.glob("*.parquet") for i in pq.read_table(f)["id"].to_pylist())
+
+
+def near_copies(n=60, dim=8, seed=0):
+    """Ten distant groups of six near-equal vectors."""
+    rng = np.random.default_rng(seed)
+    base = np.repeat(rng.standard_normal((n // 6, dim)), 6, axis=0)
+    return base + 1e-4 * rng.standard_normal((n, dim))
+
+
+@pytest.fixture(scope="module")
+def blobs(tmp_path_factory):
+    sizes = [100, 200, 300, 400, 500]
+    x, _ = make_blobs(n_samples=sizes, n_features=3, random_state=42)
+    return write(tmp_path_factory.mktemp("blobs"), x, files=2)
+
+
+@pytest.mark.parametrize(("keep", "removed"), [("hard", 1471), ("easy", 1495)])
+def test_blobs_layout_and_metadata(spark, blobs, tmp_path, keep, removed):
+    out, cache = tmp_path / "out", tmp_path / "cache"
+    ran = SemanticDeduplicationWorkflow(blobs, out, 5, cache_path=cache, eps=0.01, which_to_keep=keep).run(
+        spark
+    )
+    assert ran["num_duplicates"] == ran["total_duplicates_identified"] == removed
+    assert ran["num_documents"] == 1500
+    assert ran["largest_cluster"] >= 300
+    assert ran["inertia"] == pytest.approx(22.083, abs=0.01)
+    assert {"total_time", "kmeans_time", "pairwise_time", "n_iter"} <= set(ran.metadata)
+    assert ran["total_execution_time"] == ran["total_time"]
+    assert len(ids_in(out / "duplicates")) == len(set(ids_in(out / "duplicates"))) == removed
+    for file in (out / "duplicates").glob("*.parquet"):
+        table = pq.read_table(file)
+        assert table.column_names == ["id"]
+        assert table["id"].to_pylist() == sorted(table["id"].to_pylist())
+    clusters = sorted(p.name for p in (cache / "kmeans_results").glob("centroid=*"))
+    assert clusters == [f"centroid={k}" for k in range(5)]
+    assert np.load(cache / "kmeans_results" / "kmeans_centroids.npy").shape == (5, 3)
+    kept = [pq.ParquetFile(f).read() for f in (cache / "kmeans_results").glob("centroid=*/*.parquet")]
+    assert len(kept) == 5
+    assert kept[0].column_names == ["id", "embeddings", "l2_dist_to_cent", "cosine_dist_to_cent"]
+    pairs = pq.read_table(next((cache / "pairwise_results").glob("*.parquet"))).schema
+    assert pairs.names == ["id", "max_id", "cosine_sim_score"]
+    assert pairs.field("cosine_sim_score").type == pa.float32()
+
+
+def test_a_killed_run_goes_on_and_changed_parameters_start_over(spark, tmp_path, monkeypatch, caplog):
+    data, out = write(tmp_path / "in", near_copies()), tmp_path / "out"
+    fitted = []
+    job = SemanticDeduplicationWorkflow
+    fit, compare = job._cluster, job._compare
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "_cluster", lambda *a: fitted.append(1) or fit(*a))
+    monkeypatch.setattr(job, "_compare", killed)
+    with pytest.raises(KeyboardInterrupt):
+        job(data, out, 4, eps=0.01).run(spark)
+    assert not (out / "duplicates").exists()
+    monkeypatch.setattr(job, "_compare", compare)
+    assert job(data, out, 4, eps=0.01).run(spark)["num_duplicates"] == 50
+    assert len(fitted) == 1
+
+    record = json.loads((out / ".spark_dedup_steps.json").read_text())
+    (out / ".spark_dedup_steps.json").write_text(json.dumps({**record, "finished": False}))
+    assert job(data, out, 4, eps=0.01, random_state=7).run(spark)["num_duplicates"] == 50
+    assert len(fitted) == 2
+    assert "starting over" in caplog.text
+    with pytest.raises(FileExistsError):
+        job(data, out, 4, eps=0.01, clear_output=False).run(spark)
+
+
+def test_string_ids_metadata_ranking_and_no_eps(spark, tmp_path):
+    x = near_copies()
+    names = [f"doc é {i:02}" for i in range(len(x))]
+    data = write(tmp_path / "in put", x, names, quality=list(np.arange(len(x)) % 6), source=["s"] * len(x))
+    common = {
+        "metadata_fields": ["source"],
+        "ranking_strategy": RankingStrategy(["quality"], ascending=False),
+    }
+    first = SemanticDeduplicationWorkflow(data, tmp_path / "a", 4, **common).run(spark)
+    assert first["num_duplicates"] == 0
+    assert not (tmp_path / "a" / "duplicates").exists()
+    file = next((tmp_path / "a" / "kmeans_results").glob("centroid=*/*.parquet"))
+    assert {"source", "quality"} <= set(pq.ParquetFile(file).schema_arrow.names)
+    SemanticDeduplicationWorkflow(data, tmp_path / "b", 4, eps=0.01, **common).run(spark)
+    # The best of each group of six has quality 5.
+    assert ids_in(tmp_path / "b" / "duplicates") == [n for i, n in enumerate(names) if i % 6 != 5]
+
+
+def test_kmeans_stage(spark, tmp_path):
+    data = write(tmp_path / "in", near_copies())
+    ran = KMeansStage(data, tmp_path / "out", 4, metadata_fields=[]).run(spark)
+    assert ran["num_documents"] == 60
+    assert (tmp_path / "out" / "kmeans_results" / "kmeans_centroids.npy").exists()
+
+
+def test_bad_input_before_any_work(spark, tmp_path):
+    x = near_copies()
+    data, out = write(tmp_path / "in", x), tmp_path / "out"
+    job = SemanticDeduplicationWorkflow
+    for kwargs, message in [
+        ({"n_clusters": 0}, "n_clusters"),
+        ({"n_clusters": -1}, "n_clusters"),
+        ({"n_clusters": 61}, "60 rows"),
+        ({"eps": 1.0}, "eps"),
+        ({"eps": -0.1}, "eps"),
+        ({"metadata_fields": ["absent"]}, "absent"),
+        ({"id_field": "key"}, "key"),
+        ({"embedding_field": "id"}, "embedding"),
+        ({"init": np.zeros((3, 8))}, "init"),
+        ({"which_to_keep": "best"}, "which_to_keep"),
+        ({"distance_metric": "l1"}, "distance_metric"),
+        ({"n_probe": 0}, "n_probe"),
+        ({"ranking_strategy": RankingStrategy(["absent"])}, "absent"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            job(**{"input_path": data, "output_path": out, "n_clusters": 4, "eps": 0.1, **kwargs}).run(spark)
+    with pytest.raises(FileNotFoundError):
+        job(tmp_path / "absent", out, 4).run(spark)
+    with pytest.raises(InputError, match="duplicate ids, such as 7"):
+        job(write(tmp_path / "twice", x, [7, *range(1, 60)]), out, 4).run(spark)
+    with pytest.raises(InputError, match="input"):
+        job(data, data, 4).run(spark)
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_input_in_a_folder_that_would_be_cleared_is_refused(spark, tmp_path):
+    data = write(tmp_path / "duplicates", near_copies())
+    with pytest.raises(InputError, match="input"):
+        SemanticDeduplicationWorkflow(data, tmp_path, 4, eps=0.1).run(spark)
+    assert len(list(data.glob("*.parquet"))) == 1
+
+
+def test_input_beside_the_results_stays(spark, tmp_path):
+    data = write(tmp_path / "embeddings", near_copies())
+    assert SemanticDeduplicationWorkflow(data, tmp_path, 4, eps=0.01).run(spark)["num_duplicates"] == 50
+    assert len(list(data.glob("*.parquet"))) == 1
+
+
+def test_unusable_embeddings_are_named_or_left_out(spark, tmp_path):
+    x = near_copies()
+    x[3] = 0
+    x[5, 1] = np.nan
+    data, out = write(tmp_path / "in", x), tmp_path / "out"
+    with pytest.raises(ValueError, match="2 of 60 embeddings cannot be used"):
+        SemanticDeduplicationWorkflow(data, out, 4, eps=0.01).run(spark)
+    ran = SemanticDeduplicationWorkflow(data, out, 4, eps=0.01, invalid_embeddings="drop").run(spark)
+    assert (ran["num_documents"], ran["num_duplicates"], ran["num_invalid_embeddings"]) == (58, 48, 2)
+
+
+def test_ledger(spark, tmp_path):
+    data, ledger = write(tmp_path / "in", near_copies()), tmp_path / "ledger"
+    SemanticDeduplicationWorkflow(data, tmp_path / "out", 4, eps=0.01, ledger=ledger).run(spark)
+    rows = spark.read.format("delta").load(str(ledger / "duplicates")).collect()
+    assert len(rows) == 50
+    removed = {int(r["id"]) for r in rows}
+    assert all(int(r["kept_id"]) not in removed and int(r["kept_id"]) // 6 == int(r["id"]) // 6 for r in rows)
