@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -21,17 +24,21 @@ from spark_dedup.semantic.embeddings import (
     unit_matrix,
 )
 from spark_dedup.semantic.ranking import COSINE_DIST_TO_CENT_COL, L2_DIST_TO_CENT_COL
-from spark_dedup.session import barrier_slots
+from spark_dedup.session import barrier_slots, is_connect
 from spark_dedup.tables import col, require_columns
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.types import StructType
 
     from spark_dedup.semantic.kmeans import KMeansModel
 
 __all__ = ["CENTROID_COL", "assign_clusters", "cluster_layout"]
 
 CENTROID_COL = "centroid"
+
+LARGE_BYTES = 16 << 20
+"""Centroids above this go to Connect's tasks as a file. Classic Spark itself broadcasts a large function."""
 
 
 def assign_clusters(
@@ -67,13 +74,15 @@ def assign_clusters(
     taken = [name for name in [*kept, embedding_field] if name in added]
     if taken:
         raise InputError(f"column '{taken[0]}' would be replaced by the result; rename it first")
-    source = df.select(col(id_field), array_column(df, embedding_field).alias(embedding_field),
-                       *map(col, kept[1:]))  # fmt: skip
-    schema = _assigned_schema(source, embedding_field, added)
-    centroids, dim = model.centroids, model.centroids.shape[1]
+    columns = [col(id_field), array_column(df, embedding_field), *map(col, kept[1:])]
+    # Plain names inside: mapInArrow looks its columns up by unquoted names.
+    source = df.select(*(column.alias(f"c{i}") for i, column in enumerate(columns)))
+    schema = _assigned_schema(source)
+    load, dim = _shipped(df.sparkSession, model.centroids), model.centroids.shape[1]
     drop = invalid_embeddings == "drop"
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        centroids = load()
         for batch in batches:
             unit, codes = unit_matrix(batch.column(1), dim)
             if codes.any():
@@ -83,18 +92,37 @@ def assign_clusters(
             labels, l2, cosine = assign(unit, centroids)
             columns = [batch.column(0), from_matrix(unit), *batch.columns[2:]]
             columns += [pa.array(l2), pa.array(cosine), pa.array(labels)]
-            yield pa.RecordBatch.from_arrays(columns, [*batch.schema.names, *added])
+            yield pa.RecordBatch.from_arrays(columns, schema.names)
 
-    return source.mapInArrow(run, schema)
+    return source.mapInArrow(run, schema).toDF(id_field, embedding_field, *kept[1:], *added)
 
 
-def _assigned_schema(source: DataFrame, embedding_field: str, added: Sequence[str]) -> Any:
+def _shipped(spark: SparkSession, centroids: NDArray[np.float32]) -> Callable[[], NDArray[np.float32]]:
+    """Return a function that gives the centroids in a task."""
+    if not is_connect(spark) or centroids.nbytes <= LARGE_BYTES:
+        return lambda: centroids
+    name = f"spark-dedup-centroids-{hashlib.sha256(centroids.tobytes()).hexdigest()}.npy"
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, name)
+        np.save(path, centroids)
+        spark.addArtifact(path, file=True)
+
+    def load() -> NDArray[np.float32]:
+        from pyspark import SparkFiles
+
+        loaded: NDArray[np.float32] = np.load(SparkFiles.get(name))
+        return loaded
+
+    return load
+
+
+def _assigned_schema(source: DataFrame) -> StructType:
     from pyspark.sql.types import ArrayType, FloatType, IntegerType, StructField, StructType
 
-    fields = [f for f in source.schema.fields if f.name != embedding_field]
-    fields.insert(1, StructField(embedding_field, ArrayType(FloatType())))
-    return StructType([*fields, *(StructField(n, FloatType()) for n in added[:2]),
-                       StructField(added[2], IntegerType())])  # fmt: skip
+    fields = list(source.schema.fields)
+    fields[1] = StructField(fields[1].name, ArrayType(FloatType()))
+    added = (FloatType(), FloatType(), IntegerType())
+    return StructType(fields + [StructField(f"a{i}", kind) for i, kind in enumerate(added)])
 
 
 def cluster_layout(
