@@ -220,6 +220,60 @@ def import_ids(
     return {"next_id": loaded.next_id, "registry": registry}
 
 
+@cli.command()
+@click.option("--ledger", required=True, help="Folder or schema of the ledger.")
+@click.option("--documents", help="Path or table to show without its duplicates.")
+@click.option("--prefix", default="dedup_", show_default=True, help="Start of the names, as main.text.dedup_")
+@click.option("--id-field", help="Id column of the documents; the run's own by default.")
+@click.option("--input", help="Dataset whose runs count, when it is not --documents.")
+@click.option("--run-id", help="Count this run only, now and later.")
+@click.option(
+    "--filetype", type=click.Choice(["parquet", "jsonl", "delta"]), default="parquet", show_default=True
+)
+@common
+def views(device: str, as_json: bool, debug: bool, quiet: bool, **options: Any) -> dict[str, Any]:
+    """Create SQL views over a ledger; they follow new runs."""
+    from spark_dedup import build_session, create_views
+
+    return {"views": ", ".join(create_views(build_session(device=device), **options))}
+
+
+@cli.command()
+@click.option("--ledger", required=True, help="Folder or schema of the ledger.")
+@click.option("--output", default="report.html", show_default=True, help="HTML file to write.")
+@click.option("--run-id", help="Run to show; the newest good one by default.")
+@click.option("--documents", help="Path or table of the records; the run's own input by default.")
+@click.option("--id-field", help="Id column of the documents; the run's own by default.")
+@click.option("--text-field", help="Text column; the run's own by default.")
+@click.option("--image-field", help="Column of encoded images, shown in place of texts.")
+@click.option(
+    "--filetype", type=click.Choice(["parquet", "jsonl", "delta"]), default="parquet", show_default=True
+)
+@click.option("--pairs", help="Pairwise results, for thresholds looser than the run's own.")
+@click.option("--groups", "n_groups", default=20, show_default=True, help="Groups to show.")
+@common
+def report(
+    output: str, device: str, as_json: bool, debug: bool, quiet: bool, **options: Any
+) -> dict[str, Any]:
+    """Write a run's figures, groups and doubtful removals as one HTML file."""
+    from spark_dedup import build_session
+    from spark_dedup.report import make_report
+
+    made = make_report(build_session(device=device), **options)
+    return {"run_id": made.figures.run["run_id"], "path": made.save(output)}
+
+
+@cli.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
+@click.argument("job", type=click.Choice(["exact", "remove", "semantic"]))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def plan(context: click.Context, job: str, arguments: tuple[str, ...]) -> Any:
+    """Say what JOB with its ARGUMENTS would read and write, its size and settings; touch nothing."""
+    command = cli.commands[job]
+    with command.make_context(job, [*arguments, "--dry-run"], parent=context.parent) as inner:
+        return command.invoke(inner)
+
+
 def _registry(location: str, device: str) -> Any:
     from spark_dedup import IdRegistry, build_session
     from spark_dedup.datasets import find_source

@@ -110,11 +110,12 @@ class Run:
     device: str = "cpu"
     status: str = DONE
     message: str | None = None
+    run_id: str = field(init=False)
+    """The same for the same work on the same data, so that a repeated run replaces itself."""
 
-    @property
-    def run_id(self) -> str:
-        """The run's name: the same for the same work on the same data, so that a repeated run replaces itself."""
-        return make_run_id(self.method, self.input, self.input_version, self.parameters)
+    def __post_init__(self) -> None:
+        name = make_run_id(self.method, self.input, self.input_version, self.parameters)
+        object.__setattr__(self, "run_id", name)
 
 
 def make_run_id(method: str, source: str, version: str | None, parameters: Mapping[str, Any]) -> str:
