@@ -1,0 +1,143 @@
+"""Exact deduplication against its floor and its peers: ``python -m benchmarks.exact``.
+
+One run measures everything, the candidates in turn, so that a machine whose speed drifts does not favour one of
+them. What counts are the ratios of medians. ``--peer-python`` names a Python with NeMo Curator 1.4 to compare the
+removal with it; everything else needs the development environment only.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.corpus import make_corpus
+from spark_dedup import (
+    ExactDeduplicationWorkflow,
+    TextDuplicatesRemovalWorkflow,
+    build_session,
+    identify_exact,
+)
+
+HERE = Path(__file__).parent
+
+
+def timed(candidates, rounds):
+    """Seconds of each candidate, in turn, after one round that does not count."""
+    seconds = {name: [] for name in candidates}
+    for number in range(rounds + 1):
+        for name, work in candidates.items():
+            started = time.perf_counter()
+            work()
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}, seconds
+
+
+def fresh(folder):
+    shutil.rmtree(folder, ignore_errors=True)
+    return str(folder)
+
+
+def candidates(spark, docs, work):
+    from pyspark.sql import functions as F
+
+    def read():
+        return spark.read.parquet(str(docs))
+
+    def floor():
+        read().select(F.md5("text")).write.format("noop").mode("overwrite").save()
+
+    def identify(**options):
+        return ExactDeduplicationWorkflow(
+            output_path=fresh(work / "ids"), input_path=str(docs), **options
+        ).run(spark)
+
+    def plan_only():
+        rows = identify_exact(read(), id_field="id").select("id")
+        rows.write.mode("overwrite").parquet(str(work / "plan"))
+
+    def dedup(**options):
+        identify(assign_id=False, id_field="id")
+        TextDuplicatesRemovalWorkflow(
+            input_path=str(docs), ids_to_remove_path=str(work / "ids" / "ExactDuplicateIds"), id_field="id",
+            duplicate_id_field="id", output_path=fresh(work / "kept"), **options,
+        ).run(spark)  # fmt: skip
+
+    return {
+        "floor: scan + md5": floor,
+        "identify_exact + write (plan)": plan_only,
+        "identify, id column": lambda: identify(assign_id=False, id_field="id"),
+        "identify, generated ids": lambda: identify(),
+        "Spark dropDuplicates + write": lambda: (
+            read().dropDuplicates(["text"]).write.mode("overwrite").parquet(str(work / "dropped"))
+        ),
+        "identify + remove + write": lambda: dedup(),
+        "identify + delta-clone": lambda: dedup(output_filetype="delta-clone"),
+        "DuckDB identify": lambda: duckdb_identify(docs, work),
+    }
+
+
+def duckdb_identify(docs, work):
+    """The quickest form we found: a hash aggregate that keeps ids in lists, then unnests all but the first."""
+    import duckdb
+
+    with duckdb.connect(config={"threads": 2}) as db:
+        db.sql(
+            f"""COPY (SELECT unnest(list_sort(list(id))[2:]) AS id FROM read_parquet('{docs}/*.parquet')
+            GROUP BY md5(coalesce(text, '')) HAVING count(*) > 1)
+            TO '{work}/duck.parquet' (FORMAT parquet)"""
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--documents", type=int, default=1_500_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--data", type=Path, default=HERE / "data")
+    parser.add_argument("--peer-python", help="Python with NeMo Curator 1.4")
+    parser.add_argument("--only", nargs="*", help="words of the candidates to run")
+    args = parser.parse_args()
+    docs = make_corpus(args.data, args.documents)
+    work = args.data / "work"
+    spark = build_session("benchmarks", device="cpu", conf={"spark.driver.memory": "8g"})
+    chosen = candidates(spark, docs, work)
+    if args.only:
+        chosen = {k: v for k, v in chosen.items() if k.startswith("floor") or any(w in k for w in args.only)}
+    medians, seconds = timed(chosen, args.rounds)
+    floor = medians["floor: scan + md5"]
+    print(f"{args.documents:,} documents, medians of {args.rounds}")
+    for name, median in medians.items():
+        spread = f"{min(seconds[name]):.2f} - {max(seconds[name]):.2f}"
+        print(f"| {name} | {median:.2f} s | {spread} | {median / floor:.2f} |")
+    if args.peer_python:
+        ours = removal_seconds(spark, docs, work, args.rounds)
+        theirs = json.loads(
+            subprocess.run(
+                [args.peer_python, HERE / "peer_removal.py", docs, work, str(args.rounds)],
+                capture_output=True, text=True, check=True,
+            ).stdout.splitlines()[-1]
+        )  # fmt: skip
+        print(f"| NeMo Curator removal ÷ ours | {theirs:.2f} s ÷ {ours:.2f} s | {theirs / ours:.2f} |")
+    spark.stop()
+
+
+def removal_seconds(spark, docs, work, rounds):
+    """Removal with the ids that ``identify, generated ids`` found, as the peer does it."""
+    ExactDeduplicationWorkflow(output_path=fresh(work / "ids"), input_path=str(docs)).run(spark)
+
+    def remove():
+        TextDuplicatesRemovalWorkflow(
+            input_path=str(docs), ids_to_remove_path=str(work / "ids" / "ExactDuplicateIds"),
+            duplicate_id_field="_curator_dedup_id", id_generator_path=str(work / "ids" / "exact_id_generator.json"),
+            output_path=fresh(work / "kept"),
+        ).run(spark)  # fmt: skip
+
+    return timed({"remove": remove}, rounds)[0]["remove"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
