@@ -13,8 +13,8 @@ from spark_dedup import runtime
 
 CONF = Path(__file__).parents[1] / "conf"
 FILES = ["spark-cpu.conf", "spark-gpu.conf", "spark-databricks.conf"]
-# Class names that Spark loads by their setting, and a namespace that a loaded jar registers.
-NOT_IN_SQL_CONF = ("spark.sql.extensions", "spark.sql.catalog.spark_catalog")
+# A catalog's key is made of its name, so no list has it.
+EXTENSIONS = ("spark.sql.catalog.spark_catalog",)
 
 JOB = """
 import json, sys
@@ -67,10 +67,13 @@ def test_every_setting_is_explained(name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_spark_knows_each_sql_key(name, spark):
-    known = {row[0] for row in spark.sql("SET -v").collect()}
-    assert "spark.sql.shuffle.partitions" in known
-    unknown = {k for k in settings(name) if k.startswith("spark.sql.") and k not in NOT_IN_SQL_CONF} - known
-    assert not unknown
+    registry = getattr(getattr(spark._jvm, "org.apache.spark.sql.internal.SQLConf$"), "MODULE$")
+    known = registry.containsConfigKey
+    assert known("spark.sql.shuffle.partitions")
+    assert not known("spark.sql.shuffle.partitionz")
+    assert not [
+        k for k in settings(name) if k.startswith("spark.sql.") and k not in EXTENSIONS and not known(k)
+    ]
 
 
 def test_the_cpu_file_names_the_pinned_delta():

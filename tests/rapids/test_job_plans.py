@@ -1,0 +1,87 @@
+"""Whole jobs on a session with the plugin: every query that a job starts, judged."""
+
+import pytest
+from gpu_plans import assert_on_gpu
+from pyspark.sql import functions as F
+
+from spark_dedup.workflows.exact import ExactDeduplicationWorkflow
+from spark_dedup.workflows.removal import TextDuplicatesRemovalWorkflow
+
+pytestmark = pytest.mark.rapids
+
+WRITE = ("DataWritingCommandExec", "InsertIntoHadoopFsRelationCommand", "WriteFilesExec")
+EXACT = (*WRITE, "FilterExec", "WindowExec", "SortExec", "ShuffleExchangeExec", "Md5", "FileSourceScanExec")
+
+
+@pytest.fixture
+def run(spark, recorder):
+    """Run a job; return its result and the plans of its queries."""
+
+    def run(job):
+        results = []
+        plans = recorder.plans_of(lambda: results.append(job.run(spark)))
+        return results[0], plans
+
+    return run
+
+
+@pytest.mark.parametrize("id_field", ["id", None], ids=["id column", "generated ids"])
+def test_exact(run, documents, tmp_path, id_field):
+    job = ExactDeduplicationWorkflow(
+        input_path=documents, output_path=str(tmp_path / "out"), assign_id=id_field is None, id_field=id_field
+    )
+    result, plans = run(job)
+    assert result["num_duplicates"] == 300
+    assert result["num_groups"] == 300
+    assert_on_gpu(plans, must=EXACT)
+
+
+def test_exact_with_removal(run, documents, tmp_path):
+    job = ExactDeduplicationWorkflow(
+        input_path=documents, output_path=str(tmp_path / "out"), perform_removal=True
+    )
+    result, plans = run(job)
+    assert result["num_duplicates_removed"] == 300
+    assert_on_gpu(plans, must=(*EXACT, "BroadcastHashJoinExec"))
+
+
+def test_exact_with_keep_and_verify(run, documents, tmp_path):
+    job = ExactDeduplicationWorkflow(
+        input_path=documents,
+        output_path=str(tmp_path / "out"),
+        assign_id=False,
+        id_field="name",
+        keep=[("quality", "desc"), "day"],
+        verify=True,
+        total_nparts=3,
+    )
+    _, plans = run(job)
+    assert_on_gpu(plans, must=EXACT)
+
+
+def test_exact_over_jsonl_reads_lines_on_the_cpu(spark, run, documents, tmp_path):
+    spark.read.parquet(documents).select("text").coalesce(1).write.json(str(tmp_path / "in"))
+    job = ExactDeduplicationWorkflow(
+        input_path=str(tmp_path / "in"), input_filetype="jsonl", output_path=str(tmp_path / "out")
+    )
+    result, plans = run(job)
+    assert result["num_duplicates"] == 300
+    allowed = {
+        "FileSourceScanExec": "the plugin reads no JSON lines with a column for malformed ones",
+    }
+    assert_on_gpu(plans, must=(*WRITE, "WindowExec", "ShuffleExchangeExec"), allowed=allowed)
+
+
+@pytest.mark.parametrize("id_field", ["id", "name"])
+def test_removal(spark, run, documents, tmp_path, id_field):
+    df = spark.read.parquet(documents)
+    df.where("id % 3 = 0").select(F.col(id_field).alias("id")).write.parquet(str(tmp_path / "ids"))
+    job = TextDuplicatesRemovalWorkflow(
+        input_path=documents,
+        ids_to_remove_path=str(tmp_path / "ids"),
+        output_path=str(tmp_path / "out"),
+        id_field=id_field,
+    )
+    result, plans = run(job)
+    assert result["num_duplicates_removed"] == 334
+    assert_on_gpu(plans, must=(*WRITE, "BroadcastHashJoinExec", "FileSourceScanExec"))
