@@ -1,7 +1,7 @@
 """k-means fit against scikit-learn's Lloyd and Spark MLlib: same data, same start, same iterations.
 
     python benchmarks/kmeans.py [--rows 100000] [--dim 384] [--clusters 500] [--iterations 20] [--repeat 3]
-                                [--mllib] [--cap 64] [--scaling]
+                                [--mllib] [--cap 64 256] [--no-sklearn]
 
 Times are medians, in a warm Spark session; ours reads parquet, scikit-learn has its matrix in memory.
 """
@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -38,13 +39,20 @@ def write(x, folder, files=8):
         pq.write_table(table, Path(folder) / f"part-{i}.parquet", compression="zstd")
 
 
+def cpu_seconds():
+    """Processor time of this process, the JVM and the workers: steadier than the clock on a busy machine."""
+    tree = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return sum(sum(p.cpu_times()[:2]) for p in tree if p.is_running())
+
+
 def timed(work, repeat):
-    seconds, result = [], None
+    clock, cpu, result = [], [], None
     for _ in range(repeat):
-        began = time.perf_counter()
+        began, used = time.perf_counter(), cpu_seconds()
         result = work()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds), result
+        clock.append(time.perf_counter() - began)
+        cpu.append(cpu_seconds() - used)
+    return {"seconds": statistics.median(clock), "cpu_seconds": statistics.median(cpu)}, result
 
 
 def run_sklearn(x, start, args):
@@ -54,7 +62,7 @@ def run_sklearn(x, start, args):
         len(start), init=start, n_init=1, max_iter=args.iterations, tol=0, algorithm="lloyd", copy_x=False
     )
     seconds, fitted = timed(lambda: model.fit(x), args.repeat)
-    return {"seconds": seconds, "inertia": float(fitted.inertia_), "n_iter": fitted.n_iter_}
+    return {**seconds, "inertia": float(fitted.inertia_), "n_iter": fitted.n_iter_}
 
 
 def run_ours(df, start, args, **options):
@@ -66,9 +74,11 @@ def run_ours(df, start, args, **options):
         args.repeat,
     )  # fmt: skip
     return {
-        "seconds": seconds, "inertia": model.inertia, "n_iter": model.n_iter,
+        **seconds,
+        "inertia": model.inertia,
+        "n_iter": model.n_iter,
         "lloyd_seconds": model.history[-1].seconds,
-    }  # fmt: skip
+    }
 
 
 def run_mllib(df, start, args):
@@ -80,7 +90,7 @@ def run_mllib(df, start, args):
     vectors.count()
     estimator = KMeans(k=len(start), maxIter=args.iterations, tol=0.0, initMode="random", seed=1)
     seconds, model = timed(lambda: estimator.fit(vectors), 1)
-    return {"seconds": seconds, "inertia": model.summary.trainingCost, "n_iter": model.summary.numIter}
+    return {**seconds, "inertia": model.summary.trainingCost, "n_iter": model.summary.numIter}
 
 
 def main():
@@ -109,7 +119,8 @@ def main():
             found[f"ours, {cap} points per centroid"] = run_ours(df, start, args, max_points_per_centroid=cap)
         if not args.no_sklearn:
             found["scikit-learn"] = run_sklearn(x, start, args)
-            found["ratio to scikit-learn"] = found["ours"]["seconds"] / found["scikit-learn"]["seconds"]
+            for name in ("seconds", "cpu_seconds"):
+                found[f"ratio to scikit-learn, {name}"] = found["ours"][name] / found["scikit-learn"][name]
         if args.mllib:
             found["mllib"] = run_mllib(df, start, args)
             found["ratio of mllib"] = found["mllib"]["seconds"] / found["ours"]["seconds"]

@@ -166,7 +166,7 @@ class Totals:
         xp = array_module(self.sums)
         filled = self.counts > 0
         means = previous.astype(xp.float32)
-        means[filled] = self.sums[filled] / (self.counts[filled, None] * SCALE)
+        means[filled] = self.sums[filled] / (self.counts[filled][:, None] * SCALE)
         return means
 
     def inertia(self, centroids: Array) -> float:

@@ -133,7 +133,7 @@ def random_start(x: Array, keys: Keys, peers: Peers, *, n_clusters: int, seed: i
     offered = list(peers.gather(smallest))
     limit = peers.from_root(np.sort(np.concatenate(offered))[n_clusters - 1] if offered else None)
     rows = np.flatnonzero(draws <= limit)
-    found = list(peers.gather((draws[rows], to_host(x[rows]))))
+    found = list(peers.gather((draws[rows], _rows(x, rows))))
     if not found:
         return None
     order = np.argsort(np.concatenate([d for d, _ in found]), kind="stable")[:n_clusters]
@@ -169,7 +169,7 @@ def parallel_start(
             break
         chance = oversampling_factor * n_clusters * squared / cost
         rows = np.flatnonzero(uniform(keys, seed, _ROUND_STREAM + turn) < chance)
-        picked = list(peers.gather(to_host(x[rows])))
+        picked = list(peers.gather(_rows(x, rows)))
         fresh = peers.from_root(np.unique(np.concatenate(picked), axis=0) if picked else None)
         if not len(fresh):
             continue
@@ -184,6 +184,12 @@ def parallel_start(
     if spare is None:
         return None
     return _reduce(np.concatenate(candidates), np.sum(counted, axis=0), spare, n_clusters, seed)
+
+
+def _rows(x: Array, rows: NDArray[np.intp]) -> Matrix:
+    """Return some rows on the host."""
+    chosen: Matrix = to_host(x[array_module(x).asarray(rows)])
+    return chosen
 
 
 def _distances(x: Array, centroids: Matrix) -> tuple[NDArray[np.int32], NDArray[np.float64]]:

@@ -1,12 +1,17 @@
 """Every call of the table binds to the installed cuML, RAFT, NCCL and CuPy: the wheels import without a GPU."""
 
+import ast
 import inspect
+import re
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("cuml", reason="make test-gpu-contract installs the GPU libraries")
 
+import cupy
+
+import spark_dedup
 from spark_dedup.kernels.cuml import CALLS, resolve
 
 pytestmark = pytest.mark.gpu_contract
@@ -46,6 +51,25 @@ def tried_without_device(found, args, kwargs):
     except Exception as error:
         if "cuda" not in type(error).__name__.lower() + str(error).lower():
             raise
+
+
+def array_calls():
+    """Every `xp.name(…)` of the kernels, with its file and line."""
+    for path in sorted((Path(spark_dedup.__file__).parent / "kernels").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and re.fullmatch(r"xp(\.\w+)+", ast.unparse(node.func)):
+                yield pytest.param(node, id=f"{path.name}:{node.lineno}:{ast.unparse(node.func)}")
+
+
+@pytest.mark.parametrize("node", list(array_calls()))
+def test_kernel_call_binds_to_cupy(node):
+    found = cupy
+    for part in ast.unparse(node.func).split(".")[1:]:
+        found = getattr(found, part)
+    if isinstance(found, cupy.ufunc | type):  # a ufunc or a dtype: neither tells its signature
+        return
+    assert not any(isinstance(a, ast.Starred) for a in node.args)
+    inspect.signature(found).bind(*node.args, **{k.arg: k.value for k in node.keywords})
 
 
 @pytest.mark.parametrize("attribute", ["labels_", "cluster_centers_", "inertia_", "n_iter_"])
