@@ -13,7 +13,8 @@ _NAMES = {
     "spark_dedup.session": ("build_session",),
     "spark_dedup.ids": ("IdGenerator", "IdRegistry", "StaleBatchError", "read_documents"),
     "spark_dedup.exact": ("identify_exact",),
-    "spark_dedup.semantic.kmeans": ("assign_clusters", "fit_kmeans"),
+    "spark_dedup.semantic.assign": ("assign_clusters",),
+    "spark_dedup.semantic.kmeans": ("fit_kmeans",),
     "spark_dedup.semantic.pairwise": ("pairwise_similarity",),
     "spark_dedup.semantic.identify": ("identify_semantic",),
     "spark_dedup.semantic.ranking": ("RankingStrategy",),
@@ -76,8 +77,9 @@ if TYPE_CHECKING:
     from spark_dedup.ids import IdGenerator, IdRegistry, StaleBatchError, read_documents
     from spark_dedup.removal.images import ImageDuplicatesRemovalStage
     from spark_dedup.removal.text import remove_duplicates
+    from spark_dedup.semantic.assign import assign_clusters
     from spark_dedup.semantic.identify import identify_semantic
-    from spark_dedup.semantic.kmeans import assign_clusters, fit_kmeans
+    from spark_dedup.semantic.kmeans import fit_kmeans
     from spark_dedup.semantic.pairwise import pairwise_similarity
     from spark_dedup.semantic.ranking import RankingStrategy
     from spark_dedup.session import build_session

@@ -140,147 +140,65 @@ def remove(input_path: tuple[str, ...], overwrite: bool, **options: Any) -> Any:
 )
 @click.option("--distance-metric", type=click.Choice(["cosine", "l2"]), default="cosine", show_default=True)
 @click.option("--fit-data-fraction", type=float, help="Fit the centroids on a sample of this size.")
-@click.option("--cache", "cache_path", help="Folder for what lies between the steps; default OUTPUT.")
+@click.option("--n-probe", default=1, show_default=True, help="Clusters each record is compared in.")
+@click.option("--pairwise-batch-size", default=1024, show_default=True, help="Rows multiplied at once.")
 @click.option(
-    "--no-clear", "clear_output", is_flag=True, flag_value=False, default=True, help="Keep earlier results."
+    "--filetype", type=click.Choice(["parquet", "jsonl", "delta"]), default="parquet", show_default=True
 )
+@click.option(
+    "--remove", "perform_removal", is_flag=True, help="Also write the records that remain; needs --eps."
+)
+@click.option("--ledger", help="Folder or schema of a ledger that gets this run.")
+@click.option("--cache", "cache_path", help="Folder for what lies between the steps; default OUTPUT.")
+@click.option("--clear/--no-clear", "clear_output", default=True, help="Clear earlier results of this job.")
 @click.option("--dry-run", is_flag=True, help="Say what would be read and written; touch nothing.")
 @common
-def semantic(input_path: tuple[str, ...], metadata_fields: tuple[str, ...], **options: Any) -> Any:
-    """Find documents whose embeddings are close."""
+def semantic(
+    input_path: tuple[str, ...], metadata_fields: tuple[str, ...], perform_removal: bool, **options: Any
+) -> Any:
+    """Find records whose embeddings are close."""
     from spark_dedup import SemanticDeduplicationWorkflow
 
-    return _run(
+    if perform_removal and options["eps"] is None:
+        raise InputError("--remove needs --eps: without a threshold nothing is a duplicate")
+    source, filetype = _one_or_many(input_path), options.pop("filetype")
+    removal = {"source": source, "filetype": filetype, "id_field": options["id_field"]}
+    if perform_removal and not options["dry_run"]:
+        check_removed_folder(options["output_path"], clear=options["clear_output"])
+    result = _run(
         SemanticDeduplicationWorkflow,
         options,
-        input_path=_one_or_many(input_path),
+        input_path=source,
+        input_filetype=filetype,
         metadata_fields=list(metadata_fields) or None,
     )
+    return remove_found(result, **removal) if perform_removal and "output_path" in result else result
 
 
-@cli.group()
-def ids() -> None:
-    """Look at an id registry; export it to JSON, import one."""
+def check_removed_folder(output: str, *, clear: bool) -> None:
+    """Check before the long part that what remains can be written."""
+    from spark_dedup.outputs import check_output
+
+    check_output(f"{output}/deduplicated", mode="overwrite" if clear else "error")
 
 
-@ids.command("show")
-@click.argument("registry")
-@click.option("--limit", default=20, show_default=True)
-@common
-def show_ids(
-    registry: str, limit: int, device: str, as_json: bool, debug: bool, quiet: bool
-) -> dict[str, Any]:
-    """Show the next id and the first ranges of REGISTRY (a Delta registry or its JSON)."""
-    if registry.endswith(".json"):
-        from spark_dedup import IdGenerator
+def remove_found(found: Any, *, source: str | list[str], filetype: str, id_field: str) -> Any:
+    """Remove what the semantic job found, and add the removal's counts to its result."""
+    from spark_dedup import TextDuplicatesRemovalWorkflow
+    from spark_dedup.workflows.result import WorkflowResult
 
-        state = IdGenerator.from_disk(registry)
-        ranges = [
-            (key, low, high) for key, (low, high) in sorted(state.batch_registry.items(), key=lambda b: b[1])
-        ]
-        shown: dict[str, Any] = {"next_id": state.next_id, "batches": len(ranges)}
-        rows = [f"{low:>15,} {high:>15,}  {key}" for key, low, high in ranges[:limit]]
-    else:
-        opened = _registry(registry, device)
-        df = opened.to_dataframe()
-        shown = {"next_id": opened.next_id, "batches": df.count()}
-        first = df.orderBy("min_id").limit(limit).collect()
-        rows = [
-            f"{row['min_id']:>15,} {row['max_id']:>15,}  {' '.join(row['files'] or [row['key']])}"
-            for row in first
-        ]
-    click.echo("\n".join([f"{'first id':>15} {'last id':>15}  batch", *rows]))
-    return shown
-
-
-@ids.command("export")
-@click.argument("registry")
-@click.argument("path")
-@common
-def export_ids(
-    registry: str, path: str, device: str, as_json: bool, debug: bool, quiet: bool
-) -> dict[str, Any]:
-    """Write REGISTRY as JSON to PATH, as NeMo Curator reads it."""
-    opened = _registry(registry, device)
-    opened.to_disk(path)
-    return {"next_id": opened.next_id, "path": path}
-
-
-@ids.command("import")
-@click.argument("path")
-@click.argument("registry")
-@common
-def import_ids(
-    path: str, registry: str, device: str, as_json: bool, debug: bool, quiet: bool
-) -> dict[str, Any]:
-    """Load the JSON at PATH, ours or NeMo Curator's, into a new REGISTRY."""
-    from spark_dedup import IdRegistry, build_session
-
-    loaded = IdRegistry.from_disk(build_session(device=device), path, registry)
-    return {"next_id": loaded.next_id, "registry": registry}
-
-
-@cli.command()
-@click.option("--ledger", required=True, help="Folder or schema of the ledger.")
-@click.option("--documents", help="Path or table to show without its duplicates.")
-@click.option("--prefix", default="dedup_", show_default=True, help="Start of the names, as main.text.dedup_")
-@click.option("--id-field", help="Id column of the documents; the run's own by default.")
-@click.option("--input", help="Dataset whose runs count, when it is not --documents.")
-@click.option("--run-id", help="Count this run only, now and later.")
-@click.option(
-    "--filetype", type=click.Choice(["parquet", "jsonl", "delta"]), default="parquet", show_default=True
-)
-@common
-def views(device: str, as_json: bool, debug: bool, quiet: bool, **options: Any) -> dict[str, Any]:
-    """Create SQL views over a ledger; they follow new runs."""
-    from spark_dedup import build_session, create_views
-
-    return {"views": ", ".join(create_views(build_session(device=device), **options))}
-
-
-@cli.command()
-@click.option("--ledger", required=True, help="Folder or schema of the ledger.")
-@click.option("--output", default="report.html", show_default=True, help="HTML file to write.")
-@click.option("--run-id", help="Run to show; the newest good one by default.")
-@click.option("--documents", help="Path or table of the records; the run's own input by default.")
-@click.option("--id-field", help="Id column of the documents; the run's own by default.")
-@click.option("--text-field", help="Text column; the run's own by default.")
-@click.option("--image-field", help="Column of encoded images, shown in place of texts.")
-@click.option(
-    "--filetype", type=click.Choice(["parquet", "jsonl", "delta"]), default="parquet", show_default=True
-)
-@click.option("--pairs", help="Pairwise results, for thresholds looser than the run's own.")
-@click.option("--groups", "n_groups", default=20, show_default=True, help="Groups to show.")
-@common
-def report(
-    output: str, device: str, as_json: bool, debug: bool, quiet: bool, **options: Any
-) -> dict[str, Any]:
-    """Write a run's figures, groups and doubtful removals as one HTML file."""
-    from spark_dedup import build_session
-    from spark_dedup.report import make_report
-
-    made = make_report(build_session(device=device), **options)
-    return {"run_id": made.figures.run["run_id"], "path": made.save(output)}
-
-
-@cli.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
-@click.argument("job", type=click.Choice(["exact", "remove", "semantic"]))
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-@click.pass_context
-def plan(context: click.Context, job: str, arguments: tuple[str, ...]) -> Any:
-    """Say what JOB with its ARGUMENTS would read and write, its size and settings; touch nothing."""
-    command = cli.commands[job]
-    with command.make_context(job, [*arguments, "--dry-run"], parent=context.parent) as inner:
-        return command.invoke(inner)
-
-
-def _registry(location: str, device: str) -> Any:
-    from spark_dedup import IdRegistry, build_session
-    from spark_dedup.datasets import find_source
-
-    session = build_session(device=device)
-    find_source(session, location, filetype="delta")
-    return IdRegistry.open(session, location)
+    output = found["output_path"]
+    removed = TextDuplicatesRemovalWorkflow(
+        input_path=source,
+        input_filetype=filetype,
+        ids_to_remove_path=f"{output}/duplicates",
+        output_path=f"{output}/deduplicated",
+        output_filetype=filetype,
+        id_field=id_field,
+        output_mode="overwrite",
+    ).run()
+    counts = {key: removed[key] for key in ("num_duplicates_removed", "num_documents_written")}
+    return WorkflowResult(found.workflow_name, {**found.metadata, **counts}, found.aliases)
 
 
 def _one_or_many(given: Sequence[str]) -> str | list[str]:
@@ -353,7 +271,13 @@ def _show(result: Any, *, as_json: bool) -> None:
         click.echo(json.dumps(metadata, default=str))
 
 
+# The tools add themselves to the group above.
+from spark_dedup import cli_tools  # noqa: E402, F401
+
 if __name__ == "__main__":
-    # Under spark-submit this file is run by its path; the package beside it must win over the folder of this file.
+    # Run by its path, as spark-submit does: this file's folder must not shadow other packages, and the commands
+    # belong to the module, not to this copy of it.
     sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
-    main()
+    from spark_dedup.cli import main as run_installed
+
+    run_installed()

@@ -1,0 +1,202 @@
+"""Commands beside the jobs: ids, views, report, plan, sweep, audit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from spark_dedup.cli import cli, common
+
+__all__: list[str] = []
+
+
+@cli.group()
+def ids() -> None:
+    """Look at an id registry; export it to JSON, import one."""
+
+
+@ids.command("show")
+@click.argument("registry")
+@click.option("--limit", default=20, show_default=True)
+@common
+def show_ids(
+    registry: str, limit: int, device: str, as_json: bool, debug: bool, quiet: bool
+) -> dict[str, Any]:
+    """Show the next id and the first ranges of REGISTRY (a Delta registry or its JSON)."""
+    if registry.endswith(".json"):
+        from spark_dedup import IdGenerator
+
+        state = IdGenerator.from_disk(registry)
+        ranges = [
+            (key, low, high) for key, (low, high) in sorted(state.batch_registry.items(), key=lambda b: b[1])
+        ]
+        shown: dict[str, Any] = {"next_id": state.next_id, "batches": len(ranges)}
+        rows = [f"{low:>15,} {high:>15,}  {key}" for key, low, high in ranges[:limit]]
+    else:
+        opened = _registry(registry, device)
+        df = opened.to_dataframe()
+        shown = {"next_id": opened.next_id, "batches": df.count()}
+        first = df.orderBy("min_id").limit(limit).collect()
+        rows = [
+            f"{row['min_id']:>15,} {row['max_id']:>15,}  {' '.join(row['files'] or [row['key']])}"
+            for row in first
+        ]
+    click.echo("\n".join([f"{'first id':>15} {'last id':>15}  batch", *rows]))
+    return shown
+
+
+@ids.command("export")
+@click.argument("registry")
+@click.argument("path")
+@common
+def export_ids(
+    registry: str, path: str, device: str, as_json: bool, debug: bool, quiet: bool
+) -> dict[str, Any]:
+    """Write REGISTRY as JSON to PATH, as NeMo Curator reads it."""
+    opened = _registry(registry, device)
+    opened.to_disk(path)
+    return {"next_id": opened.next_id, "path": path}
+
+
+@ids.command("import")
+@click.argument("path")
+@click.argument("registry")
+@common
+def import_ids(
+    path: str, registry: str, device: str, as_json: bool, debug: bool, quiet: bool
+) -> dict[str, Any]:
+    """Load the JSON at PATH, ours or NeMo Curator's, into a new REGISTRY."""
+    from spark_dedup import IdRegistry, build_session
+
+    loaded = IdRegistry.from_disk(build_session(device=device), path, registry)
+    return {"next_id": loaded.next_id, "registry": registry}
+
+
+@cli.command()
+@click.option("--ledger", required=True, help="Folder or schema of the ledger.")
+@click.option("--documents", help="Path or table to show without its duplicates.")
+@click.option("--prefix", default="dedup_", show_default=True, help="Start of the names, as main.text.dedup_")
+@click.option("--id-field", help="Id column of the documents; the run's own by default.")
+@click.option("--input", help="Dataset whose runs count, when it is not --documents.")
+@click.option("--run-id", help="Count this run only, now and later.")
+@click.option(
+    "--filetype", type=click.Choice(["parquet", "jsonl", "delta"]), default="parquet", show_default=True
+)
+@common
+def views(device: str, as_json: bool, debug: bool, quiet: bool, **options: Any) -> dict[str, Any]:
+    """Create SQL views over a ledger; they follow new runs."""
+    from spark_dedup import build_session, create_views
+
+    return {"views": ", ".join(create_views(build_session(device=device), **options))}
+
+
+@cli.command()
+@click.option("--ledger", required=True, help="Folder or schema of the ledger.")
+@click.option("--output", default="report.html", show_default=True, help="HTML file to write.")
+@click.option("--run-id", help="Run to show; the newest good one by default.")
+@click.option("--documents", help="Path or table of the records; the run's own input by default.")
+@click.option("--id-field", help="Id column of the documents; the run's own by default.")
+@click.option("--text-field", help="Text column; the run's own by default.")
+@click.option("--image-field", help="Column of encoded images, shown in place of texts.")
+@click.option(
+    "--filetype", type=click.Choice(["parquet", "jsonl", "delta"]), default="parquet", show_default=True
+)
+@click.option("--pairs", help="Pairwise results, for thresholds looser than the run's own.")
+@click.option("--groups", "n_groups", default=20, show_default=True, help="Groups to show.")
+@common
+def report(
+    output: str, device: str, as_json: bool, debug: bool, quiet: bool, **options: Any
+) -> dict[str, Any]:
+    """Write a run's figures, groups and doubtful removals as one HTML file."""
+    from spark_dedup import build_session
+    from spark_dedup.report import make_report
+
+    made = make_report(build_session(device=device), **options)
+    return {"run_id": made.figures.run["run_id"], "path": made.save(output)}
+
+
+@cli.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
+@click.argument("job", type=click.Choice(["exact", "remove", "semantic"]))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def plan(context: click.Context, job: str, arguments: tuple[str, ...]) -> Any:
+    """Say what JOB with its ARGUMENTS would read and write, its size and settings; touch nothing."""
+    command = cli.commands[job]
+    with command.make_context(job, [*arguments, "--dry-run"], parent=context.parent) as inner:
+        return command.invoke(inner)
+
+
+def _registry(location: str, device: str) -> Any:
+    from spark_dedup import IdRegistry, build_session
+    from spark_dedup.datasets import find_source
+
+    session = build_session(device=device)
+    find_source(session, location, filetype="delta")
+    return IdRegistry.open(session, location)
+
+
+@cli.command()
+@click.option("--pairs", required=True, help="The folder pairwise_results of a semantic job.")
+@click.option("--eps", multiple=True, type=float, help="Threshold; may be repeated. Default: a usual range.")
+@click.option("--fraction", type=float, help="Also say which eps removes this share of the records.")
+@click.option("--plot", help="PNG or SVG file of eps against the share removed.")
+@common
+def sweep(
+    pairs: str,
+    eps: tuple[float, ...],
+    fraction: float | None,
+    plot: str | None,
+    device: str,
+    as_json: bool,
+    debug: bool,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Show what each threshold would remove, from stored similarities; nothing is computed again."""
+    from spark_dedup import build_session
+    from spark_dedup.datasets import read_dataset
+    from spark_dedup.semantic.sweep import DEFAULT_EPS
+    from spark_dedup.semantic.sweep import sweep as run_sweep
+
+    swept = run_sweep(read_dataset(build_session(device=device), pairs), eps=eps or DEFAULT_EPS)
+    click.echo(swept.table)
+    for pair in swept.samples:
+        click.echo(f"  eps {pair.eps:g} {pair.side}: {pair.id} ~ {pair.max_id}  {pair.score:.6f}")
+    shown: dict[str, Any] = {"num_documents": swept.num_documents}
+    shown |= {f"removed at eps {row.eps:g}": row.removed for row in swept.rows}
+    if fraction is not None:
+        shown[f"eps for {fraction:g}"] = swept.eps_for(fraction)
+    if plot is not None:
+        swept.plot(plot)
+        shown["plot"] = plot
+    return shown
+
+
+@cli.command()
+@click.option("--results", required=True, help="The folder kmeans_results of a semantic job.")
+@click.option("--eps", multiple=True, type=float, required=True, help="Threshold; may be repeated.")
+@click.option(
+    "--n-probe", default=1, show_default=True, help="Report recall for 1 to this many probed clusters."
+)
+@click.option("--sample-size", default=1000, show_default=True)
+@click.option("--id-field", default="id", show_default=True)
+@click.option("--embedding-field", default="embeddings", show_default=True)
+@common
+def audit(
+    results: str, eps: tuple[float, ...], device: str, as_json: bool, debug: bool, quiet: bool, **options: Any
+) -> dict[str, Any]:
+    """Estimate what share of the true pairs the clustering found, by brute force on a sample."""
+    import numpy as np
+
+    from spark_dedup import build_session
+    from spark_dedup.paths import filesystem
+    from spark_dedup.semantic.audit import audit_recall
+
+    session = build_session(device=device)
+    fs, inner = filesystem(f"{results}/kmeans_centroids.npy")
+    with fs.open(inner) as file:
+        centroids = np.load(file)
+    assigned = session.read.option("pathGlobFilter", "*.parquet").parquet(results)
+    found = audit_recall(assigned, eps=eps, centroids=centroids, **options)
+    click.echo(found.table)
+    return {"sample_size": options["sample_size"]}
