@@ -160,6 +160,88 @@ def run_exact(spark: SparkSession, path: str, filetype: str, output: Path) -> No
         show_groups(docs, id_field="_curator_dedup_id", label="path" if "path" in docs.columns else None)
 
 
+def embed(texts: list[str], *, dim: int = 128) -> Any:
+    """Return (n, dim) float32 embeddings of texts by TF-IDF and truncated SVD: offline, no language model."""
+    import numpy as np
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    words = TfidfVectorizer(max_features=20_000, sublinear_tf=True, token_pattern=r"[A-Za-z_]{2,}", min_df=2)
+    counts = words.fit_transform(texts)
+    kept = min(dim, counts.shape[1] - 1, len(texts) - 1)
+    return TruncatedSVD(kept, random_state=0).fit_transform(counts).astype(np.float32)
+
+
+def run_semantic(spark: SparkSession, kept: Path, output: Path, rows: int, *, eps: float = 0.03) -> None:
+    """Embed a sample of what remains, find its near-duplicates, and print and plot them."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from pyspark.sql import functions as F
+
+    from spark_dedup import SemanticDeduplicationWorkflow
+    from spark_dedup.semantic.sweep import sweep
+
+    docs = spark.read.parquet(str(kept))
+    label = "path" if "path" in docs.columns else None
+    long_enough = docs.where(F.length("text").between(400, 20_000)).orderBy(F.xxhash64("_curator_dedup_id"))
+    columns = [F.col("_curator_dedup_id").alias("id"), "text", *([label] if label else [])]
+    sample = long_enough.select(*columns).limit(rows).toPandas()
+    if len(sample) < 50:
+        click.echo("\nSEMANTIC  skipped: fewer than 50 documents of 400 to 20,000 characters remain")
+        return
+    vectors = embed(list(sample["text"]))
+    usable = np.linalg.norm(vectors, axis=1) > 0
+    sample, vectors = sample[usable], vectors[usable]
+    embeddings = output / "embeddings" / "part-0.parquet"
+    embeddings.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"id": sample["id"].to_numpy(), "embeddings": list(vectors)}), embeddings)
+    result = SemanticDeduplicationWorkflow(
+        input_path=str(embeddings.parent),
+        output_path=str(output / "semantic"),
+        n_clusters=max(2, len(sample) // 150),
+        eps=eps,
+        max_iter=50,
+    ).run(spark)
+    found = result["num_duplicates"]
+    click.echo(
+        f"\nSEMANTIC  {len(sample):,} of the remaining documents, as TF-IDF + SVD vectors (no language model): "
+        f"{found:,} near-duplicates at eps {eps} ({found / len(sample):.1%}). {result['total_time']:.0f} s"
+    )
+    pairs = spark.read.parquet(str(output / "semantic" / "pairwise_results"))
+    swept = sweep(pairs, samples=0)
+    click.echo(textwrap.indent(swept.table, "  "))
+    swept.plot(output / "similarity.png")
+    show_pairs(pairs, dict(zip(sample["id"], sample["text"], strict=True)), _labels(sample, label), eps=eps)
+
+
+def _labels(sample: Any, label: str | None) -> dict[int, str]:
+    shown = sample[label] if label else [f"id {i}" for i in sample["id"]]
+    return dict(zip(sample["id"], shown, strict=True))
+
+
+def show_pairs(
+    pairs: DataFrame, texts: dict[int, str], labels: dict[int, str], *, eps: float, limit: int = 3
+) -> None:
+    """Print near-duplicates that are not quite equal, with the first line in which they differ."""
+    from pyspark.sql import functions as F
+
+    near = pairs.where(F.col("cosine_sim_score").between(1 - eps, 0.9999) & (F.col("id") != F.col("max_id")))
+    for row in near.orderBy(F.desc("cosine_sim_score"), "id").limit(limit).collect():
+        click.echo(
+            f"\n  {row['cosine_sim_score']:.4f}  {labels[row['id']]}\n          {labels[row['max_id']]}"
+        )
+        for mark, line in _first_difference(texts[row["id"]], texts[row["max_id"]]):
+            click.echo(f"    {mark} {line.strip()[:100]}")
+
+
+def _first_difference(one: str, other: str) -> list[tuple[str, str]]:
+    for a, b in zip(one.splitlines(), other.splitlines(), strict=False):
+        if a.strip() != b.strip():
+            return [("-", a), ("+", b)]
+    return []
+
+
 @click.command()
 @click.option("--input", "given", help="Parquet or jsonl with a column `text`, or a folder of text files.")
 @click.option("--output", default="demo-output", show_default=True)
@@ -176,6 +258,7 @@ def main(given: str | None, output: str, rows: int) -> None:
         click.echo(f"input: {what}")
         spark = build_session("spark-dedup demo")
         run_exact(spark, path, filetype, folder)
+        run_semantic(spark, folder / "exact" / "deduplicated", folder, rows)
     except InputError as error:
         click.echo(f"demo: {error}", err=True)
         sys.exit(2)
@@ -185,6 +268,8 @@ RESULTS
   {folder}/exact/ExactDuplicateIds/   ids to remove (parquet)
   {folder}/exact/deduplicated/        the documents that remain
   {folder}/exact/id_registry/         which id stands for which file and row (Delta)
+  {folder}/semantic/duplicates/       ids of near-duplicates (parquet)
+  {folder}/similarity.png             what each threshold would remove
 
 NEXT  {name("on your own data", bold=True)}
   make demo INPUT=/path/to/your/parquet OUTPUT=/path/to/results
