@@ -145,7 +145,7 @@ def audit_recall(
         missed: how many missed pairs to return, the most similar ones.
 
     Raises:
-        InputError: arguments out of range, or missing columns.
+        InputError: arguments out of range, missing columns, or no records.
     """
     thresholds = tuple(check_eps(e) for e in ([eps] if isinstance(eps, int | float) else eps))
     if n_probe < 1 or sample_size < 1 or not thresholds:
@@ -160,8 +160,6 @@ def audit_recall(
     )
     means = None if centroids is None or n_probe == 1 else np.ascontiguousarray(centroids, dtype=np.float32)
     drawn = _draw(rows, sample_size, random_state)
-    if not drawn.num_rows:
-        raise InputError("there are no records to audit")
     x = unit_rows(drawn.column("e"), drawn.column("id"))
     sample = _Sample(
         x,
@@ -185,11 +183,9 @@ def _draw(rows: DataFrame, count: int, seed: int) -> pa.RecordBatch:
     """Draw records by a seeded hash of the id: the same ones for any partitioning."""
     order = F.xxhash64(F.lit(seed), F.col("id"))
     table: pa.Table = rows.orderBy(order, "id").limit(count).toArrow()
-    return (
-        table.combine_chunks().to_batches()[0]
-        if table.num_rows
-        else table.schema.empty_table().to_batches()[0]
-    )
+    if not table.num_rows:
+        raise InputError("there are no records to audit")
+    return table.combine_chunks().to_batches()[0]
 
 
 def _probes(
