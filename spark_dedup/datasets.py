@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import PurePosixPath
@@ -15,19 +14,21 @@ from spark_dedup.errors import InputError
 from spark_dedup.paths import Location, exists, filesystem, is_local, normalise_path, spark_path
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from pyspark.sql import DataFrame, DataFrameReader, SparkSession
+    from pyspark.sql.types import StructType
 
 __all__ = [
     "EXTENSIONS",
     "FileInfo",
-    "check_schemas",
+    "Named",
     "Source",
+    "find_source",
     "is_table_name",
     "list_files",
-    "parquet_footers",
+    "partition_root",
     "read_dataset",
     "read_files",
+    "root_of",
 ]
 
 Named = Location | Sequence[Location]
@@ -75,26 +76,43 @@ def find_source(spark: SparkSession, source: Named, *, filetype: str = "parquet"
     """Find out what a user's name stands for.
 
     Raises:
-        InputError: for an unsupported filetype or an unknown table.
-        FileNotFoundError: for a path that does not exist.
+        InputError: for an unsupported filetype, several Delta paths, or none where Delta was said.
+        FileNotFoundError: for a path or table that does not exist.
     """
+    from spark_dedup.names import quote_name, split_name
+    from spark_dedup.session import require_delta
+
     if filetype not in (*EXTENSIONS, "delta"):
         raise InputError(f"unsupported filetype {filetype!r}: use {', '.join(EXTENSIONS)} or delta")
-    if is_table_name(source):
-        name = str(source)
-        if spark.catalog.tableExists(name):
-            return Source("table", (name,))
-        raise FileNotFoundError(f"{name!r} is neither an existing path nor a table of this session's catalog")
     given = [source] if isinstance(source, str | PathLike) else list(source)
     if not given:
         raise InputError("no input path was given")
-    paths = tuple(normalise_path(path) for path in given)
+    if len(given) == 1 and is_table_name(given[0]):
+        name = quote_name(split_name(str(given[0])))
+        if spark.catalog.tableExists(name):
+            return Source("table", (name,))
+        raise FileNotFoundError(
+            f"{given[0]!r} is neither an existing path nor a table of this session's catalog"
+        )
+    paths = _outermost([normalise_path(path) for path in given])
     for path in paths:
         if not exists(path):
             raise FileNotFoundError(f"no such path: {path}")
-    if len(paths) == 1 and (filetype == "delta" or exists(f"{paths[0]}/_delta_log")):
+    delta = [path for path in paths if exists(f"{path}/_delta_log")]
+    if (delta or filetype == "delta") and len(paths) > 1:
+        raise InputError("several paths cannot be read as Delta: name one Delta path, or a view over them")
+    if filetype == "delta" and not delta:
+        raise InputError(f"{paths[0]} is no Delta table: it has no _delta_log; name the table's folder")
+    if delta:
+        require_delta(spark)
         return Source("delta", paths)
     return Source("files", paths)
+
+
+def _outermost(paths: Sequence[str]) -> tuple[str, ...]:
+    """Return each path once, and none that lies below another: Spark would read its files twice."""
+    unique = list(dict.fromkeys(paths))
+    return tuple(p for p in unique if not any(p.startswith(f"{other}/") for other in unique))
 
 
 def list_files(
@@ -109,13 +127,13 @@ def list_files(
     is taken whatever its ending.
 
     Args:
-        spark: unused for paths; kept so that every dataset function takes a session first.
         source: a path or paths.
         filetype: ``parquet`` or ``jsonl``.
         extensions: endings to take instead of the filetype's own.
 
     Raises:
         FileNotFoundError: when a path does not exist or holds no such file.
+        InputError: when a Delta table lies below a path: its files hold deleted rows too.
     """
     endings = tuple(e if e.startswith(".") else f".{e}" for e in extensions or EXTENSIONS[filetype])
     given = [source] if isinstance(source, str | PathLike) else list(source)
@@ -143,6 +161,10 @@ def _walk_local(root: str, endings: tuple[str, ...]) -> Iterator[FileInfo]:
     while folders:
         with os.scandir(folders.pop()) as entries:
             for entry in entries:
+                if entry.name == "_delta_log" and entry.is_dir():
+                    raise InputError(
+                        f"{os.path.dirname(entry.path)} below {root} is a Delta table: read it on its own"
+                    )
                 if _hidden(entry.name):
                     continue
                 if entry.is_dir():
@@ -172,6 +194,7 @@ def read_dataset(
     columns: Sequence[str] | None = None,
     read_kwargs: Mapping[str, Any] | None = None,
     extensions: Sequence[str] | None = None,
+    schema: StructType | None = None,
 ) -> DataFrame:
     """Read a path, paths, a Delta path or a table.
 
@@ -184,6 +207,7 @@ def read_dataset(
         columns: top-level columns to keep, in this order.
         read_kwargs: options for Spark's reader.
         extensions: endings to take instead of the filetype's own.
+        schema: schema of files, when it is known.
 
     Raises:
         FileNotFoundError, InputError: as ``find_source`` and ``list_files``.
@@ -197,7 +221,7 @@ def read_dataset(
     elif found.kind == "delta":
         df = reader.format("delta").load(found.names[0])
     else:
-        df = read_files(reader, found, filetype, extensions)
+        df = read_files(reader.schema(schema) if schema else reader, found, filetype, extensions)
     if columns is not None:
         require_columns(df, columns, where=str(found))
         df = df.select(*[col(name) for name in columns])
@@ -211,15 +235,12 @@ def read_files(
     roots = list(source.names)
     endings = extensions or EXTENSIONS[filetype]
     files = list_files(roots, filetype=filetype, extensions=extensions)
-    # Spark silently leaves out files that lie beside partition folders, so all must be partitioned alike.
-    layouts = {tuple(part.partition("=")[:2] for part in _below(f.path, roots)) for f in files}
-    partitioned = (
-        len(layouts) == 1 and all(equals for _, equals in next(iter(layouts), ())) and layouts != {()}
-    )
-    whole = all(os.path.isdir(r) if is_local(r) else not r.endswith(tuple(endings)) for r in roots)
-    if whole:
+    folders = [root for root in roots if all(file.path != root for file in files)]
+    if folders and len(folders) < len(roots):
+        roots = [file.path for file in files]  # no one filter fits folders and files both
+    elif folders:
         reader = reader.option("pathGlobFilter", "*{" + ",".join(e.replace("*", "") for e in endings) + "}")
-        if not partitioned:
+        if not _partitioned(files, roots):
             reader = reader.option("recursiveFileLookup", "true")
     paths = [spark_path(root) for root in roots]
     if filetype == "jsonl":
@@ -229,72 +250,28 @@ def read_files(
     return df
 
 
+def root_of(path: str, roots: Sequence[str]) -> str:
+    """Return which of the named paths a file lies below, or is."""
+    return next(root for root in roots if path == root or path.startswith(f"{root}/"))
+
+
+def partition_root(files: Sequence[FileInfo], source: Source) -> str | None:
+    """Return Spark's ``basePath`` for reading some files of one root; None when no folder names partition them."""
+    if not _partitioned(files, source.names):
+        return None
+    return spark_path(root_of(files[0].path, source.names))
+
+
+def _partitioned(files: Sequence[FileInfo], roots: Sequence[str]) -> bool:
+    """Return whether folders named ``column=value`` partition the files.
+
+    Spark silently leaves out files that lie beside partition folders, so all must be partitioned alike.
+    """
+    layouts = {tuple(part.partition("=")[:2] for part in _below(file.path, roots)) for file in files}
+    first = next(iter(layouts), ())
+    return len(layouts) == 1 and first != () and all(equals for _, equals in first)
+
+
 def _below(path: str, roots: Sequence[str]) -> tuple[str, ...]:
     root = next((r for r in roots if path.startswith(r + "/")), None)
     return PurePosixPath(path[len(root) + 1 :]).parts[:-1] if root else ()
-
-
-def parquet_footers(files: Sequence[FileInfo], *, threads: int = 16) -> list[pa.parquet.FileMetaData]:
-    """Read the footers of parquet files, in parallel.
-
-    Raises:
-        InputError: naming up to five files that are truncated or no parquet.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    def read(file: FileInfo) -> pa.parquet.FileMetaData | str:
-        try:
-            if is_local(file.path):
-                with pa.OSFile(file.path) as handle:
-                    return pq.read_metadata(handle)
-            fs, inner = filesystem(file.path)
-            with fs.open(inner) as handle:
-                return pq.read_metadata(handle)
-        except (pa.ArrowInvalid, OSError) as error:
-            return f"{file.path} ({str(error).splitlines()[0]})"
-
-    with ThreadPoolExecutor(threads) as pool:
-        footers = list(pool.map(read, files))
-    broken = [f for f in footers if isinstance(f, str)]
-    if broken:
-        raise InputError(
-            f"{len(broken)} unreadable parquet file(s): {'; '.join(broken[:5])}. Write them again or remove them"
-        )
-    return footers
-
-
-def check_schemas(
-    files: Sequence[FileInfo],
-    footers: Sequence[pa.parquet.FileMetaData],
-    *,
-    columns: Sequence[str] | None = None,
-) -> None:
-    """Check that parquet files agree in the names and types of their columns, whatever their order.
-
-    Args:
-        files: the files.
-        footers: their footers, in the same order.
-        columns: the columns that matter; by default all.
-
-    Raises:
-        InputError: naming a file, the column, and how it differs from the first file.
-    """
-    first = footers[0].schema
-    fields = _fields(footers[0], columns)
-    for file, footer in zip(files, footers, strict=True):
-        if footer.schema.equals(first):
-            continue
-        own = _fields(footer, columns)
-        for name in dict.fromkeys((*fields, *own)):
-            here, there = own.get(name, "absent"), fields.get(name, "absent")
-            if here != there:
-                raise InputError(
-                    f"{file.path} has another schema: column {name!r} is {here}, in {files[0].path} it is {there}. "
-                    "Read them apart or write them with one schema"
-                )
-
-
-def _fields(footer: pa.parquet.FileMetaData, columns: Sequence[str] | None) -> dict[str, str]:
-    schema = footer.schema.to_arrow_schema()
-    return {f.name: str(f.type) for f in schema if columns is None or f.name in columns}

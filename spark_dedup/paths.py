@@ -51,6 +51,8 @@ def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """
     import fsspec
 
+    if is_local(path):  # url_to_fs would take "::" in a name for a chain of stores
+        return fsspec.filesystem("file"), normalise_path(path)
     try:
         found: tuple[fsspec.AbstractFileSystem, str] = fsspec.core.url_to_fs(path)
     except (ImportError, ValueError) as error:

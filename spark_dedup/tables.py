@@ -28,14 +28,15 @@ def col(name: str) -> Column:
     return F.col(quote(name))
 
 
-def require_columns(df: DataFrame, names: Sequence[str], *, where: str) -> None:
-    """Check that ``df`` has the top-level columns ``names``.
+def require_columns(df: DataFrame | Sequence[str], names: Sequence[str], *, where: str) -> None:
+    """Check that ``df``, or a list of columns, has the top-level columns ``names``.
 
     Raises:
         InputError: naming the absent columns, ``where`` they were looked for, and those that exist.
     """
     from spark_dedup.errors import InputError
 
-    missing = [n for n in names if n not in df.columns]
+    there = list(df) if isinstance(df, list | tuple) else df.columns  # type: ignore[union-attr]
+    missing = [n for n in names if n not in there]
     if missing:
-        raise InputError(f"column {missing[0]!r} not found in {where}; it has {', '.join(df.columns)}")
+        raise InputError(f"column {missing[0]!r} not found in {where}; it has {', '.join(there)}")

@@ -15,7 +15,7 @@ from spark_dedup.errors import InputError
 from spark_dedup.ids import jsonl
 from spark_dedup.ids.counting import CountRows, count_parquet
 from spark_dedup.ids.curator import group_files
-from spark_dedup.ids.files import FileRange, file_ranges, match_urls, table_files
+from spark_dedup.ids.files import FileRange, file_ranges, has_row_index, match_urls, table_files, url_of
 from spark_dedup.ids.generator import IdGenerator
 from spark_dedup.ids.registry import IdRegistry
 from spark_dedup.ids.rows import as_frame
@@ -144,7 +144,10 @@ def documents(
         df = read_dataset(spark, path, filetype=filetype, read_kwargs=read_kwargs)
         kept = _kept(df.columns, columns, source)
         ranges = file_ranges(table_files(df), ids, count_parquet, register_new=register_new)
-        return _documents(_by_row_index(spark, df, ranges, kept), ranges)
+        if has_row_index(df):
+            urls = {r.path: url_of(r.path) for r in ranges}
+            return _documents(_by_row_index(spark, df, ranges, kept, urls), ranges)
+        return _documents(_by_split(spark, df, ranges, kept, count_splits(df), ids), ranges)
     files = list_files(path, filetype=filetype, extensions=extensions)
     groups = group_files(files, blocksize=blocksize, files_per_partition=files_per_partition)
 
@@ -163,10 +166,10 @@ def documents(
     df = read()
     kept = _kept(df.columns, columns, source)
     ranges = ranges_by(partial(count_parquet, columns=kept))
+    urls = match_urls(df.inputFiles(), [file.path for file in files])
     if on_gpu(spark):
-        urls = match_urls(df.inputFiles(), [file.path for file in files])
-        return _documents(_by_split(spark, df, ranges, kept, urls, count_splits(df), ids), ranges)
-    return _documents(_by_row_index(spark, df, ranges, kept), ranges)
+        return _documents(_by_split(spark, df, ranges, kept, count_splits(df), ids), ranges)
+    return _documents(_by_row_index(spark, df, ranges, kept, urls), ranges)
 
 
 def _documents(df: DataFrame, ranges: list[FileRange], num_skipped: int = 0) -> Documents:
@@ -202,17 +205,20 @@ def _jsonl_documents(
     skipped = jsonl.check_lines(found, {url: path for path, url in urls.items()}, on_bad_lines)
     counts = rows_by_url(found)
     ranges = ranges_by(lambda asked: [counts.get(urls[file.path], 0) for file in asked])
-    numbered = _by_split(spark, df, ranges, kept, urls, found, ids, bad=jsonl.BAD if skipped else None)
+    numbered = _by_split(spark, df, ranges, kept, found, ids, bad=jsonl.BAD if skipped else None)
     return _documents(numbered, ranges, skipped)
 
 
 def _by_row_index(
-    spark: SparkSession, df: DataFrame, ranges: Sequence[FileRange], kept: Sequence[str]
+    spark: SparkSession,
+    df: DataFrame,
+    ranges: Sequence[FileRange],
+    kept: Sequence[str],
+    urls: Mapping[str, str],
 ) -> DataFrame:
     """Number the rows of a parquet or Delta scan by the place that Spark's reader tells."""
     from pyspark.sql import functions as F
 
-    urls = match_urls(df.inputFiles(), [r.path for r in ranges])
     # Spark puts a second underscore before its hidden column when the files have one of that name.
     hidden = "__metadata" if "_metadata" in df.columns else "_metadata"
     columns = [col(name) for name in kept]
@@ -249,7 +255,6 @@ def _by_split(
     df: DataFrame,
     ranges: Sequence[FileRange],
     kept: Sequence[str],
-    urls: Mapping[str, str],
     found: Sequence[Split],
     ids: IdRegistry | IdGenerator,
     *,
@@ -258,7 +263,7 @@ def _by_split(
     """Number the rows of any file scan by split, and leave out those that have text in the column ``bad``."""
     columns = [col(name) for name in kept]
     rows = placed(df, [*columns, *([col(bad)] if bad else [])])
-    table = split_table(found, {urls[r.path]: r for r in ranges})
+    table = split_table(found, ranges)
     near = ids.location if isinstance(ids, IdRegistry) else None
     joined, number = number_rows(rows, small_table(spark, table, near))
     if bad:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import TYPE_CHECKING
 
 from spark_dedup.errors import InputError
+from spark_dedup.paths import spark_path
 from spark_dedup.tables import col, quote
 
 if TYPE_CHECKING:
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
 
     from spark_dedup.datasets import Source
 
-__all__ = ["clone_without", "create_view_without"]
+__all__ = ["clone_without", "relation", "view_query"]
 
 
 def clone_without(
@@ -23,7 +25,7 @@ def clone_without(
     *,
     id_field: str,
     duplicate_id_field: str,
-) -> tuple[int, int]:
+) -> None:
     """Clone a dataset to the folder ``target`` and hide the listed rows behind deletion vectors.
 
     The source is untouched, and no data file is written: the clone's log points to the source's files.
@@ -36,21 +38,13 @@ def clone_without(
         id_field: id column of the source.
         duplicate_id_field: id column of ``duplicates``.
 
-    Returns:
-        Rows before, rows removed.
-
     Raises:
         InputError: for a source that cannot be cloned.
     """
-    if len(source.names) != 1:
-        raise InputError(
-            "delta-clone takes one folder or table, not several paths: remove from each on its own"
-        )
     clone = f"delta.{quote(target)}"
     spark.sql(f"CREATE TABLE {clone} SHALLOW CLONE {relation(source)}")
     spark.sql(f"ALTER TABLE {clone} SET TBLPROPERTIES ('delta.enableDeletionVectors' = 'true')")
-    before = spark.table(clone).count()
-    listed = "__spark_dedup_listed"
+    listed = f"__spark_dedup_listed_{uuid.uuid4().hex}"
     duplicates.select(col(duplicate_id_field).alias("id")).distinct().createOrReplaceTempView(listed)
     try:
         spark.sql(
@@ -58,47 +52,35 @@ def clone_without(
         )
     finally:
         spark.catalog.dropTempView(listed)
-    return before, before - spark.table(clone).count()
 
 
-def create_view_without(
-    spark: SparkSession,
+def view_query(
     source: Source,
     duplicates: Source,
-    view: str,
     columns: list[str],
     *,
     id_field: str,
     duplicate_id_field: str,
-    replace: bool,
-) -> tuple[int, int]:
-    """Create a view of the documents whose id is not listed; it follows both as they change.
+    filetype: str = "parquet",
+) -> str:
+    """Return the SQL of a view of the documents whose id is not listed; it follows both as they change.
 
     Args:
-        spark: the session whose catalog holds the view.
         source: the documents.
         duplicates: the list of ids.
-        view: name of the view.
         columns: the columns it shows.
         id_field: id column of the documents.
         duplicate_id_field: id column of the list.
-        replace: replace a view of that name.
-
-    Returns:
-        Rows of the documents, rows removed, both counted once now.
+        filetype: of the documents, when they are files.
     """
     shown = ", ".join(f"d.{quote(name)}" for name in columns)
-    query = (
-        f"SELECT {shown} FROM {relation(source)} AS d LEFT ANTI JOIN {relation(duplicates)} AS r "
+    return (
+        f"SELECT {shown} FROM {relation(source, filetype)} AS d LEFT ANTI JOIN {relation(duplicates)} AS r "
         f"ON d.{quote(id_field)} = r.{quote(duplicate_id_field)}"
     )
-    remaining = spark.sql(query).count()
-    spark.sql(f"CREATE {'OR REPLACE ' if replace else ''}VIEW {view} AS {query}")
-    total = spark.table(relation(source)).count()
-    return total, total - remaining
 
 
-def relation(source: Source) -> str:
+def relation(source: Source, filetype: str = "parquet") -> str:
     """Return a dataset as SQL names it in FROM.
 
     Raises:
@@ -107,5 +89,8 @@ def relation(source: Source) -> str:
     if source.kind == "table":
         return source.names[0]
     if len(source.names) != 1:
-        raise InputError("SQL names one path at a time: make a table of them first")
-    return f"{'delta' if source.kind == 'delta' else 'parquet'}.{quote(source.names[0])}"
+        raise InputError("SQL names one path at a time: make a view of them first, or take them one by one")
+    path = source.names[0]
+    if source.kind == "delta":
+        return f"delta.{quote(path)}"
+    return f"{'json' if filetype == 'jsonl' else 'parquet'}.{quote(spark_path(path))}"

@@ -10,7 +10,7 @@ from spark_dedup.tables import col, require_columns
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-__all__ = ["check_id_types", "count_listed", "remove_duplicates"]
+__all__ = ["check_id_types", "count_documents", "count_listed", "remove_duplicates"]
 
 _INTEGERS = ("tinyint", "smallint", "int", "bigint")
 _LISTED = "__spark_dedup_listed"
@@ -49,6 +49,18 @@ def count_listed(df: DataFrame, duplicates: DataFrame, *, id_field: str, duplica
         .join(F.broadcast(listed), col(id_field) == F.col(_LISTED), "left_semi")
         .count()
     )
+
+
+def count_documents(
+    df: DataFrame, duplicates: DataFrame, *, id_field: str, duplicate_id_field: str
+) -> tuple[int, int]:
+    """Count all rows, and those whose id is listed, in one scan of the id column."""
+    from pyspark.sql import functions as F
+
+    listed = duplicates.select(col(duplicate_id_field).alias(_LISTED)).distinct()
+    marked = df.select(col(id_field)).join(F.broadcast(listed), col(id_field) == F.col(_LISTED), "left")
+    row = marked.agg(F.count(F.lit(1)), F.count(_LISTED)).first()
+    return (int(row[0]), int(row[1])) if row else (0, 0)
 
 
 def check_id_types(df: DataFrame, duplicates: DataFrame, *, id_field: str, duplicate_id_field: str) -> None:

@@ -6,37 +6,38 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from spark_dedup.datasets import FileInfo, Named, list_files, parquet_footers, read_dataset
+from spark_dedup.datasets import Named, is_table_name
 from spark_dedup.errors import InputError
 from spark_dedup.exact import (
-    FIRST_OF_GROUP,
     Keep,
     check_text,
     duplicate_rows,
-    ids_and_groups,
     keep_order,
     ledger_rows,
 )
 from spark_dedup.ids.assign import documents
 from spark_dedup.ids.registry import IdRegistry
-from spark_dedup.outputs import check_output, exclusive, staged
-from spark_dedup.paths import Location, delete, exists, move, normalise_path
+from spark_dedup.outputs import check_apart, check_output, exclusive
+from spark_dedup.paths import Location, delete, normalise_path, spark_path
 from spark_dedup.session import active_or_build, job_progress, resolve_device, settings
 from spark_dedup.tables import ID, col, require_columns
+from spark_dedup.workflows.id_lists import write_ids
 from spark_dedup.workflows.inputs import (
     JobInput,
+    check_size,
     check_unique_ids,
     inspect_input,
-    parse_bytes,
+    read_input,
+    session_with,
     split_settings,
+    table_version,
 )
 from spark_dedup.workflows.result import WorkflowResult
-from spark_dedup.workflows.steps import Steps, fingerprint
+from spark_dedup.workflows.steps import fingerprint, refuse_finished, steps_of
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -48,7 +49,16 @@ logger = logging.getLogger(__name__)
 IDS_FOLDER = "ExactDuplicateIds"
 GENERATOR_FILE = "exact_id_generator.json"
 REMOVED_FOLDER = "deduplicated"
+OWNED = (IDS_FOLDER, REMOVED_FOLDER, GENERATOR_FILE)
+_LEDGER_ROWS = ".ledger_rows"
 _DEFAULT_BLOCKSIZE = "2GiB"
+
+
+@dataclass(frozen=True)
+class _Documents(JobInput):
+    """An input that was looked at, with its documents as they are."""
+
+    df: DataFrame = field(kw_only=True)
 
 
 @dataclass(kw_only=True)
@@ -123,7 +133,7 @@ class ExactDeduplicationWorkflow:
         if self.identification_batchsize < 1 or (self.total_nparts is not None and self.total_nparts < 1):
             raise InputError("identification_batchsize and total_nparts must be 1 or more")
         keep_order(self.keep)
-        parse_bytes(self.input_blocksize)
+        check_size(self.input_blocksize)
 
     def run(self, spark: SparkSession | None = None) -> WorkflowResult:
         """Run the job.
@@ -141,31 +151,33 @@ class ExactDeduplicationWorkflow:
             FileNotFoundError: no such input. FileExistsError: the output is finished already.
         """
         started, began = time.monotonic(), datetime.now(UTC)
-        session = active_or_build(spark, device=self.device)
+        session = session_with(
+            spark, self._startup(), device=self.device, reason="ExactDeduplicationWorkflow"
+        )
         output = normalise_path(self.output_path)
         with ExitStack() as held:
             found = self._inspect(session, output)
             held.enter_context(exclusive(output))
             held.enter_context(settings(session, self._settings(), reason="ExactDeduplicationWorkflow"))
-            steps = Steps(
-                output,
-                fingerprint(self._identity(), found.files),
-                owned=[IDS_FOLDER, REMOVED_FOLDER, GENERATOR_FILE],
-                mode=self.output_mode,
+            digest = fingerprint(self._identity(session), found.files)
+            steps = held.enter_context(
+                steps_of(output, digest, owned=OWNED, beside=["id_registry"], mode=self.output_mode)
             )
-            identified = steps.result("identify") or steps.finish(
-                "identify", self._identify(session, found, output)
-            )
+            identified = steps.result("identify")
+            if identified is None:
+                wrote = [IDS_FOLDER, GENERATOR_FILE] if self.assign_id else [IDS_FOLDER]
+                identified = steps.finish("identify", self._identify(session, found, output), wrote=wrote)
             metadata: dict[str, Any] = {"total_time": 0.0, **identified, "output_path": output}
-            if self.ledger is not None:
+            if self.ledger is not None and steps.result("ledger") is None:
                 self._write_ledger(session, output, identified, began)
+                steps.finish("ledger", {})
             if self.perform_removal:
                 removed = steps.result("remove")
-                metadata |= (
-                    removed if removed is not None else steps.finish("remove", self._remove(session, output))
-                )
+                if removed is None:
+                    removed = steps.finish("remove", self._remove(session, output), wrote=[REMOVED_FOLDER])
+                metadata |= removed
+            delete(f"{output}/{_LEDGER_ROWS}")
             steps.close()
-        delete(f"{output}/.ledger_rows")
         metadata["total_time"] = time.monotonic() - started
         return WorkflowResult("exact_deduplication", metadata)
 
@@ -189,7 +201,8 @@ class ExactDeduplicationWorkflow:
                 "shuffle_bytes": rows * 64 if rows is not None else None,
                 "device": resolve_device(self.device),
                 "writes": ", ".join(writes),
-                "settings": ", ".join(f"{k}={v}" for k, v in self._settings().items()) or None,
+                "settings": ", ".join(f"{k}={v}" for k, v in (self._settings() | self._startup()).items())
+                or None,
             },
         )
 
@@ -197,15 +210,24 @@ class ExactDeduplicationWorkflow:
     def _id(self) -> str:
         return self.id_field if self.id_field is not None else ID
 
-    def _identity(self) -> dict[str, Any]:
+    def _identity(self, spark: SparkSession) -> dict[str, Any]:
         """Return what decides the result, beside the input's files."""
-        names = ("input_filetype", "assign_id", "id_field", "text_field", "verify", "on_bad_lines", "ledger")
-        identity = {name: getattr(self, name) for name in names}
+        names = (
+            "input_filetype",
+            "assign_id",
+            "id_field",
+            "text_field",
+            "verify",
+            "on_bad_lines",
+            "read_kwargs",
+        )
         return {
-            **identity,
+            **{name: getattr(self, name) for name in names},
+            "ledger": None if self.ledger is None else str(self.ledger),
             "keep": keep_order(self.keep),
             "input": str(self.input_path),
             "registry": self._registry(),
+            "version": table_version(spark, self._input, filetype=self.input_filetype),
         }
 
     def _registry(self) -> str | None:
@@ -216,69 +238,85 @@ class ExactDeduplicationWorkflow:
         )
 
     def _settings(self) -> dict[str, str]:
-        wanted: dict[str, str] = {}
-        if self.input_blocksize != _DEFAULT_BLOCKSIZE or self.identification_batchsize != 1:
-            wanted |= split_settings(parse_bytes(self.input_blocksize) * self.identification_batchsize)
-        if self.rmm_pool_size not in (None, "auto"):
-            wanted["spark.rapids.memory.gpu.allocSize"] = str(self.rmm_pool_size)
-        if self.spill_memory_limit not in (None, "auto"):
-            wanted["spark.rapids.memory.host.spillStorageSize"] = str(self.spill_memory_limit)
-        return wanted
+        if self.input_blocksize == _DEFAULT_BLOCKSIZE and self.identification_batchsize == 1:
+            return {}
+        return split_settings(check_size(self.input_blocksize) * self.identification_batchsize)
+
+    def _startup(self) -> dict[str, str]:
+        """Return settings that a session takes only when it starts."""
+        asked = {
+            "spark.rapids.memory.gpu.allocSize": self.rmm_pool_size,
+            "spark.rapids.memory.host.spillStorageSize": self.spill_memory_limit,
+        }
+        return {key: str(value) for key, value in asked.items() if value not in (None, "auto")}
+
+    @property
+    def _input(self) -> Named:
+        assert self.input_path is not None  # settled in __post_init__
+        return self.input_path
 
     def _columns(self) -> list[str]:
         return list(dict.fromkeys([self.text_field, *(name for name, _ in keep_order(self.keep))]))
 
-    def _inspect(self, spark: SparkSession, output: str) -> JobInput:
+    def _inspect(self, spark: SparkSession, output: str) -> _Documents:
         own = [] if self.id_field is None else [self.id_field]
+        wanted = list(dict.fromkeys([*self._columns(), *own]))
         found = inspect_input(
             spark,
-            self.input_path,
+            self._input,
             filetype=self.input_filetype,
             extensions=self.input_file_extensions,
-            columns=[*self._columns(), *own],
+            columns=wanted,
         )
-        check_output(output, inputs=found.paths, mode="overwrite")
-        if exists(output) and not exists(f"{output}/"):
-            raise FileExistsError(f"output {output} is a file: choose a folder")
-        df = self._read(spark)
-        check_text(df, self.text_field)
-        require_columns(df, [*self._columns(), *own], where=str(found.source))
-        if self.id_field is not None:
-            with job_progress(spark, "checking that ids are unique"):
-                num_rows = check_unique_ids(spark, df, self.id_field)
-            return JobInput(found.source, found.files, num_rows)
-        return found
-
-    def _read(self, spark: SparkSession) -> DataFrame:
-        return read_dataset(
+        check_apart(output, found.paths, may_hold=True)
+        for name in (IDS_FOLDER, REMOVED_FOLDER):
+            check_output(f"{output}/{name}", inputs=found.paths, mode="overwrite")
+        registry = self._registry()
+        if registry is not None and not is_table_name(registry):
+            check_apart(normalise_path(registry), found.paths, may_hold=True)
+        refuse_finished(output, owned=OWNED, mode=self.output_mode)
+        df, num_rows = read_input(
             spark,
-            self.input_path,  # type: ignore[arg-type]  # settled in __post_init__
+            self._input,
             filetype=self.input_filetype,
             read_kwargs=self.read_kwargs,
             extensions=self.input_file_extensions,
+            on_bad_lines=self.on_bad_lines,
+            check_lines=not self.assign_id,  # making ids looks for them as well
         )
+        check_text(df, self.text_field)
+        require_columns(df, wanted, where=str(found.source))
+        if self.id_field is not None:
+            with job_progress(spark, "checking that ids are unique"):
+                num_rows = check_unique_ids(spark, df, self.id_field)
+        elif found.source.kind == "files":
+            num_rows = found.num_rows
+        return _Documents(found.source, found.files, num_rows, found.paths, df=df)
 
-    def _identify(self, spark: SparkSession, found: JobInput, output: str) -> dict[str, Any]:
+    def _identify(self, spark: SparkSession, found: _Documents, output: str) -> dict[str, Any]:
         started = time.monotonic()
         generator_path = None
+        df, num_documents = found.df, found.num_rows or 0
         if self.assign_id:
             registry = IdRegistry.open(spark, self._registry() or "")
             with job_progress(spark, "registering ids"):
                 read = documents(
                     spark,
-                    self.input_path,  # type: ignore[arg-type]
+                    self._input,
                     filetype=self.input_filetype,
                     registry=registry,
                     columns=self._columns(),
                     on_bad_lines=self.on_bad_lines,
                     read_kwargs=self.read_kwargs,
                     extensions=self.input_file_extensions,
+                    schema=df.schema if found.source.kind == "files" else None,
                 )
-            df, num_documents = read.df, read.num_ids - read.num_skipped
+            # The ids of a Delta table count the rows that deletion vectors hide, too.
+            in_table = found.source.kind != "files"
+            num_documents = df.count() if in_table else read.num_ids - read.num_skipped
+            df = read.df
             generator_path = f"{output}/{GENERATOR_FILE}"
             registry.to_disk(generator_path)
-        else:
-            df, num_documents = self._read(spark), found.num_rows or 0
         rows = duplicate_rows(
             df,
             text_field=self.text_field,
@@ -289,7 +327,11 @@ class ExactDeduplicationWorkflow:
         )
         if self.ledger is not None:
             rows = self._keep_rows(spark, rows, output)
-        num_duplicates, num_groups = self._write_ids(spark, rows, df, f"{output}/{IDS_FOLDER}")
+        folder = f"{output}/{IDS_FOLDER}"
+        with job_progress(spark, "writing duplicate ids"):
+            num_duplicates, num_groups = write_ids(
+                rows, df.select(col(self._id)), folder, write_kwargs=self.write_kwargs
+            )
         return {
             "identification_time": time.monotonic() - started,
             "num_documents": num_documents,
@@ -300,30 +342,10 @@ class ExactDeduplicationWorkflow:
 
     def _keep_rows(self, spark: SparkSession, rows: DataFrame, output: str) -> DataFrame:
         """Write the full rows once, for the ids and the ledger both."""
-        kept = f"{output}/.ledger_rows"
+        kept = f"{output}/{_LEDGER_ROWS}"
         with job_progress(spark, "grouping equal texts"):
             rows.write.mode("overwrite").parquet(kept)
-        return spark.read.parquet(kept)
-
-    def _write_ids(self, spark: SparkSession, rows: DataFrame, df: DataFrame, folder: str) -> tuple[int, int]:
-        """Write the ids to remove; return how many, and of how many groups, by the footers of what was written."""
-        listed = ids_and_groups(rows, id_field=self._id)
-        with staged(folder, mode="overwrite") as aside, job_progress(spark, "writing duplicate ids"):
-            writer = listed.sortWithinPartitions(FIRST_OF_GROUP, col(self._id)).write.partitionBy(
-                FIRST_OF_GROUP
-            )
-            writer.options(**(self.write_kwargs or {})).parquet(f"{aside}/split")
-            counts = {}
-            for first in ("true", "false"):
-                files = _written(f"{aside}/split/{FIRST_OF_GROUP}={first}")
-                counts[first] = sum(footer.num_rows for footer in parquet_footers(files))
-                for file in files:
-                    move(file.path, f"{aside}/{_flat_name(file.path, first)}")
-            if not any(counts.values()):
-                empty = df.select(col(self._id)).schema
-                spark.createDataFrame([], empty).coalesce(1).write.mode("overwrite").parquet(aside)
-            delete(f"{aside}/split")
-        return sum(counts.values()), counts["true"]
+        return spark.read.parquet(spark_path(kept))
 
     def _write_ledger(
         self, spark: SparkSession, output: str, identified: Mapping[str, Any], began: datetime
@@ -332,8 +354,8 @@ class ExactDeduplicationWorkflow:
 
         run = Run(
             method="exact",
-            input=describe_input(self.input_path),  # type: ignore[arg-type]
-            input_version=input_version(spark, self.input_path, filetype=self.input_filetype),
+            input=describe_input(self._input),
+            input_version=input_version(spark, self._input, filetype=self.input_filetype),
             id_field=self._id,
             num_documents=identified["num_documents"],
             num_groups=identified["num_groups"],
@@ -345,14 +367,14 @@ class ExactDeduplicationWorkflow:
             device=resolve_device(self.device),
         )
         with job_progress(spark, "writing the ledger"):
-            rows = spark.read.parquet(f"{output}/.ledger_rows")
+            rows = spark.read.parquet(spark_path(f"{output}/{_LEDGER_ROWS}"))
             write_run(spark, self.ledger or "", run, ledger_rows(rows))
 
     def _remove(self, spark: SparkSession, output: str) -> dict[str, Any]:
         from spark_dedup.workflows.removal import TextDuplicatesRemovalWorkflow
 
         done = TextDuplicatesRemovalWorkflow(
-            input_path=self.input_path,  # type: ignore[arg-type]
+            input_path=self._input,
             ids_to_remove_path=f"{output}/{IDS_FOLDER}",
             output_path=f"{output}/{REMOVED_FOLDER}",
             input_filetype=self.input_filetype,
@@ -367,12 +389,3 @@ class ExactDeduplicationWorkflow:
         ).run(spark)
         keys = ("num_duplicates_removed", "num_documents_written")
         return {"removal_time": done["total_time"], **{key: done[key] for key in keys}}
-
-
-def _written(folder: str) -> list[FileInfo]:
-    return list_files(folder) if exists(folder) else []
-
-
-def _flat_name(path: str | PathLike[str], first: str) -> str:
-    stem, ending = str(path).rsplit("/", 1)[1].split(".", 1)
-    return f"{stem}-{'a' if first == 'true' else 'b'}.{ending}"

@@ -2,20 +2,56 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+import logging
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
-from spark_dedup.datasets import FileInfo, Source, check_schemas, find_source, list_files, parquet_footers
+from spark_dedup.datasets import (
+    FileInfo,
+    Named,
+    Source,
+    find_source,
+    list_files,
+    partition_root,
+    read_dataset,
+    read_files,
+    root_of,
+)
 from spark_dedup.errors import InputError
+from spark_dedup.footers import check_schemas, parquet_footers
+from spark_dedup.ids import jsonl
+from spark_dedup.ids.curator import parse_bytes
+from spark_dedup.ids.files import match_urls
+from spark_dedup.ids.splits import count_splits, rows_by_url
+from spark_dedup.names import path_relation
 from spark_dedup.paths import is_local
-from spark_dedup.tables import col
+from spark_dedup.runtime import ensure_pyspark
+from spark_dedup.session import build_session
+from spark_dedup.tables import col, require_columns
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from collections.abc import Callable
 
-__all__ = ["JobInput", "check_unique_ids", "inspect_input", "parse_bytes", "split_settings"]
+    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.types import StructType
+
+__all__ = [
+    "JobInput",
+    "check_size",
+    "check_unique_ids",
+    "inspect_input",
+    "location_of",
+    "read_by_root",
+    "read_input",
+    "session_with",
+    "split_settings",
+    "table_version",
+]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,26 +62,23 @@ class JobInput:
         source: what it is.
         files: its data files, when it is paths; else empty.
         num_rows: rows by the footers of parquet files; None where only reading would tell.
+        paths: paths that no output may touch.
     """
 
     source: Source
     files: list[FileInfo]
     num_rows: int | None
+    paths: tuple[str, ...] = ()
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the files."""
         return sum(file.size for file in self.files)
 
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """Paths that no output may touch."""
-        return () if self.source.kind == "table" else self.source.names
-
 
 def inspect_input(
     spark: SparkSession,
-    source: Any,
+    source: Named,
     *,
     filetype: str,
     extensions: Sequence[str] | None = None,
@@ -65,14 +98,105 @@ def inspect_input(
         InputError: unsupported filetype, unreadable files, another schema.
     """
     found = find_source(spark, source, filetype=filetype)
-    if found.kind != "files":
-        return JobInput(found, [], None)
+    if found.kind == "table":
+        location = location_of(spark, found.names[0])
+        return JobInput(found, [], None, () if location is None else (location,))
+    if found.kind == "delta":
+        return JobInput(found, [], None, found.names)
     files = list_files(list(found.names), filetype=filetype, extensions=extensions)
     if filetype != "parquet" or not is_local(files[0].path):
-        return JobInput(found, files, None)
+        return JobInput(found, files, None, found.names)
     footers = parquet_footers(files)
     check_schemas(files, footers, columns=columns)
-    return JobInput(found, files, sum(footer.num_rows for footer in footers))
+    return JobInput(found, files, sum(footer.num_rows for footer in footers), found.names)
+
+
+def location_of(spark: SparkSession, table: str) -> str | None:
+    """Return the folder of a table, by its quoted name; None for a view."""
+    rows = spark.sql(f"DESCRIBE TABLE EXTENDED {table}").where("col_name = 'Location'").collect()
+    return str(rows[-1]["data_type"]) if rows else None
+
+
+def read_input(
+    spark: SparkSession,
+    source: Named,
+    *,
+    filetype: str,
+    columns: Sequence[str] | None = None,
+    read_kwargs: Mapping[str, Any] | None = None,
+    extensions: Sequence[str] | None = None,
+    on_bad_lines: str = "error",
+    schema: StructType | None = None,
+    check_lines: bool = True,
+) -> tuple[DataFrame, int | None]:
+    """Read documents as they are, without making ids.
+
+    Args:
+        spark: the session.
+        source: path, paths, Delta path or table name.
+        filetype: ``parquet``, ``jsonl`` or ``delta``.
+        columns: columns to keep; all when None.
+        read_kwargs: options for Spark's reader.
+        extensions: endings of files to take.
+        on_bad_lines: ``"error"``, or ``"skip"`` to leave malformed JSON lines out.
+        schema: schema of files, when it is known.
+        check_lines: look for malformed JSON lines, in a pass of its own; False leaves them as rows of nulls.
+
+    Returns:
+        The documents, and how many, where that was learnt.
+
+    Raises:
+        InputError: malformed JSON lines, by file and line; and as ``read_dataset``.
+    """
+    found = find_source(spark, source, filetype=filetype)
+    if filetype != "jsonl" or found.kind != "files":
+        return read_dataset(
+            spark,
+            source,
+            filetype=filetype,
+            columns=columns,
+            read_kwargs=read_kwargs,
+            extensions=extensions,
+            schema=schema,
+        ), None
+
+    def read(wanted: StructType | None) -> DataFrame:
+        reader = spark.read.options(**(read_kwargs or {})).options(**jsonl.OPTIONS)
+        known = wanted if wanted is not None else schema
+        return read_files(reader.schema(known) if known else reader, found, filetype, extensions)
+
+    names, to_count, df = jsonl.open_jsonl(read)
+    require_columns(names, columns or [], where=str(found))
+    kept = [col(name) for name in (names if columns is None else columns)]
+    if not check_lines:
+        return df.select(*kept), None
+    splits = count_splits(to_count, bad=jsonl.bad_text())
+    files = list_files(list(found.names), filetype=filetype, extensions=extensions)
+    urls = match_urls(df.inputFiles(), [file.path for file in files])
+    skipped = jsonl.check_lines(splits, {url: path for path, url in urls.items()}, on_bad_lines)
+    if skipped:
+        df = df.where(col(jsonl.BAD).isNull())
+    return df.select(*kept), sum(rows_by_url(splits).values()) - skipped
+
+
+def read_by_root(
+    files: Sequence[FileInfo], source: Source, read: Callable[[list[str], dict[str, str]], DataFrame]
+) -> DataFrame:
+    """Read some files of a source, keeping the columns that folders named ``column=value`` give.
+
+    Args:
+        files: the files.
+        source: where they were found.
+        read: reads paths with further reader options.
+    """
+    by_root: dict[str, list[FileInfo]] = {}
+    for file in files:
+        by_root.setdefault(root_of(file.path, source.names), []).append(file)
+    frames = []
+    for members in by_root.values():
+        base = partition_root(members, source)
+        frames.append(read([file.path for file in members], {} if base is None else {"basePath": base}))
+    return reduce(lambda a, b: a.unionByName(b), frames)
 
 
 def check_unique_ids(spark: SparkSession, df: DataFrame, id_field: str) -> int:
@@ -89,12 +213,8 @@ def check_unique_ids(spark: SparkSession, df: DataFrame, id_field: str) -> int:
     ids = df.select(col(id_field).alias("id"))
     integer = dict(ids.dtypes)["id"] in ("tinyint", "smallint", "int", "bigint")
     bounds = [F.min("id"), F.max("id")] if integer else [F.lit(None), F.lit(None)]
-    total, present, low, high = ids.agg(F.count(F.lit(1)), F.count("id"), *bounds).first() or (
-        0,
-        0,
-        None,
-        None,
-    )
+    row = ids.agg(F.count(F.lit(1)), F.count("id"), *bounds).first()
+    total, present, low, high = row or (0, 0, None, None)
     if present < total:
         raise InputError(
             f"id column {id_field!r} has {total - present} null(s) in {total} rows: fill or drop them"
@@ -120,36 +240,50 @@ def check_unique_ids(spark: SparkSession, df: DataFrame, id_field: str) -> int:
     return int(total)
 
 
-_UNITS = {
-    "": 1,
-    "b": 1,
-    "kib": 1 << 10,
-    "mib": 1 << 20,
-    "gib": 1 << 30,
-    "tib": 1 << 40,
-    "kb": 10**3,
-    "mb": 10**6,
-}
-_UNITS |= {"gb": 10**9, "tb": 10**12}
-
-
-def parse_bytes(size: int | str) -> int:
-    """Return bytes from ``1024``, ``"512MiB"`` or ``"2GB"``.
+def check_size(size: int | str) -> int:
+    """Return a size in bytes, as ``parse_bytes`` reads it.
 
     Raises:
         InputError: for anything else, or a size below one byte.
     """
-    found = re.fullmatch(r"\s*([0-9.]+)\s*([a-zA-Z]*)\s*", str(size))
-    unit = _UNITS.get(found[2].lower()) if found else None
-    try:
-        value = int(float(found[1]) * unit) if found and unit else 0
-    except ValueError:
-        value = 0
+    value = parse_bytes(size)
     if value < 1:
-        raise InputError(f'{size!r} is not a size: write bytes, or for example "512MiB"')
+        raise InputError(f"{size!r} is no size: it must be positive")
     return value
 
 
 def split_settings(blocksize: int | str | None) -> dict[str, str]:
     """Return the Spark setting that cuts input into pieces of at most ``blocksize``."""
-    return {} if blocksize is None else {"spark.sql.files.maxPartitionBytes": str(parse_bytes(blocksize))}
+    return {} if blocksize is None else {"spark.sql.files.maxPartitionBytes": str(check_size(blocksize))}
+
+
+def session_with(
+    spark: SparkSession | None, startup: Mapping[str, str], *, device: str, reason: str
+) -> SparkSession:
+    """Return the given, the active, or a new session; warn where it can no longer take settings of its start."""
+    if spark is None:
+        ensure_pyspark()
+        from pyspark.sql import SparkSession
+
+        spark = SparkSession.getActiveSession()
+    if spark is None:
+        return build_session(device=device, conf=startup)
+    for key, value in startup.items():
+        if spark.conf.get(key, None) != value:
+            logger.warning(
+                "%s: this session no longer takes %s=%s: give it to the session's start", reason, key, value
+            )
+    return spark
+
+
+def table_version(spark: SparkSession, source: Named, *, filetype: str) -> str | None:
+    """Return what changes when a Delta path or table does; None for files, which tell by themselves."""
+    found = find_source(spark, source, filetype=filetype)
+    if found.kind == "files":
+        return None
+    relation = found.names[0] if found.kind == "table" else path_relation("delta", found.names[0])
+    try:
+        newest = spark.sql(f"DESCRIBE HISTORY {relation} LIMIT 1").first()
+    except Exception:  # a view or a table that is not Delta: never taken for unchanged
+        return uuid.uuid4().hex
+    return f"delta:{newest['version']}" if newest else None

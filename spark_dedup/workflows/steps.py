@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from spark_dedup.datasets import FileInfo
 from spark_dedup.paths import Location, delete, exists, filesystem, normalise_path
 
-__all__ = ["Steps", "fingerprint"]
+__all__ = ["Steps", "fingerprint", "refuse_finished", "steps_of"]
 
 logger = logging.getLogger(__name__)
 
 _FILE = ".spark_dedup_steps.json"
+_UNREADABLE: dict[str, Any] = {"finished": False, "fingerprint": None, "steps": {}, "wrote": []}
 
 
 def fingerprint(parameters: Mapping[str, Any], files: Sequence[FileInfo] = ()) -> str:
@@ -26,75 +28,163 @@ def fingerprint(parameters: Mapping[str, Any], files: Sequence[FileInfo] = ()) -
     return digest.hexdigest()
 
 
-class Steps:
-    """The record of finished steps beside a job's output.
-
-    Opening it settles what is there: a finished output is an error unless ``mode`` is ``"overwrite"``; steps of
-    a killed run with the same fingerprint stand; anything else the job wrote is cleared.
+def refuse_finished(output: Location, *, owned: Sequence[str], mode: str) -> None:
+    """Refuse to touch an output that is finished, unless asked.
 
     Args:
         output: the job's output folder.
-        digest: ``fingerprint`` of this run.
-        owned: folders and files below ``output`` that the job writes; nothing else is ever cleared.
+        owned: folders and files below ``output`` that the job writes.
         mode: ``"error"`` or ``"overwrite"``.
 
     Raises:
         FileExistsError: when the output is finished, or holds one of ``owned`` that no run of ours accounts for.
     """
+    folder = normalise_path(output)
+    record = _read(f"{folder}/{_FILE}")
+    there = [name for name in owned if exists(f"{folder}/{name}")]
+    if there and mode == "error" and (record is None or record["finished"]):
+        raise FileExistsError(
+            f"output {folder} holds {', '.join(there)} of a finished run: choose another output folder "
+            "or ask for overwriting"
+        )
 
-    def __init__(self, output: Location, digest: str, *, owned: Sequence[str], mode: str = "error") -> None:
+
+@contextlib.contextmanager
+def steps_of(
+    output: Location, digest: str, *, owned: Sequence[str], beside: Sequence[str] = (), mode: str = "error"
+) -> Iterator[Steps]:
+    """Yield the record of a job's steps; a job that fails before its first step ends leaves things as they were.
+
+    What a finished or another run left is not cleared at once, but replaced step by step, and the rest at the end.
+
+    Args:
+        output: the job's output folder, held by the caller.
+        digest: ``fingerprint`` of this run.
+        owned: folders and files below ``output`` that the job writes.
+        beside: others that it makes when missing, and never replaces.
+        mode: ``"error"`` or ``"overwrite"``.
+
+    Raises:
+        FileExistsError: as ``refuse_finished``.
+    """
+    steps = Steps(output, digest, owned=owned, beside=beside, mode=mode, clear=False)
+    try:
+        yield steps
+    except Exception:
+        steps.withdraw()
+        raise
+
+
+class Steps:
+    """The record of finished steps beside a job's output.
+
+    Steps of a killed run with the same fingerprint stand; anything else the job wrote is cleared.
+
+    Args:
+        output: the job's output folder.
+        digest: ``fingerprint`` of this run.
+        owned: folders and files below ``output`` that the job writes; nothing else is ever cleared.
+        beside: others that it makes when missing.
+        mode: ``"error"`` or ``"overwrite"``.
+        clear: clear now, or on ``close`` what no step has said it ``wrote``.
+
+    Raises:
+        FileExistsError: as ``refuse_finished``.
+    """
+
+    def __init__(
+        self,
+        output: Location,
+        digest: str,
+        *,
+        owned: Sequence[str],
+        beside: Sequence[str] = (),
+        mode: str = "error",
+        clear: bool = True,
+    ) -> None:
+        refuse_finished(output, owned=owned, mode=mode)
         self.output = normalise_path(output)
+        self._digest, self._owned, self._clear = digest, owned, clear
         self._path = f"{self.output}/{_FILE}"
-        record = self._read()
-        self._digest = digest
+        self._fresh = not exists(self.output)
+        self._new = [name for name in (*owned, *beside) if not exists(f"{self.output}/{name}")]
+        self._before = _read(self._path)
         self._done: dict[str, dict[str, Any]] = {}
-        there = [name for name in owned if exists(f"{self.output}/{name}")]
-        finished = record is None or record.get("finished")
-        if there and finished and mode == "error":
-            raise FileExistsError(
-                f"output {self.output} holds {', '.join(there)} of a finished run: choose another output folder "
-                "or ask for overwriting"
-            )
-        if record is not None and not finished and record.get("fingerprint") == digest:
-            self._done = record["steps"]
-            if self._done:
-                logger.info("going on after the finished steps: %s", ", ".join(self._done))
-            return
-        if record is not None and not finished:
+        self._wrote: list[str] = []
+        if not self._resume() and clear:
+            for name in owned:
+                delete(f"{self.output}/{name}")
+        self._write(finished=False)
+
+    def _resume(self) -> bool:
+        before = self._before
+        if before is None or before["finished"]:
+            return False
+        if before["fingerprint"] != self._digest:
             logger.warning(
                 "parameters or input changed since the unfinished run in %s: starting over", self.output
             )
-        for name in there:
-            delete(f"{self.output}/{name}")
-        delete(self._path)
+            return False
+        self._done, self._wrote = dict(before["steps"]), list(before["wrote"])
+        if self._done:
+            logger.info("going on after the finished steps: %s", ", ".join(self._done))
+        return True
 
     def result(self, step: str) -> dict[str, Any] | None:
         """Return what a finished step recorded, or None when it has to run."""
         return self._done.get(step)
 
-    def finish(self, step: str, result: dict[str, Any]) -> dict[str, Any]:
-        """Record a step as finished, with plain values that a later run needs from it."""
+    def finish(self, step: str, result: dict[str, Any], *, wrote: Sequence[str] = ()) -> dict[str, Any]:
+        """Record a step as finished: plain values that a later run needs, and what of ``owned`` it wrote."""
         self._done[step] = result
+        self._wrote += wrote
         self._write(finished=False)
         return result
 
     def close(self) -> None:
         """Record the whole job as finished."""
+        for name in self._owned:
+            if not self._clear and name not in self._wrote:
+                delete(f"{self.output}/{name}")
         self._write(finished=True)
 
-    def _read(self) -> dict[str, Any] | None:
-        if not exists(self._path):
-            return None
-        fs, inner = filesystem(self._path)
-        try:
-            loaded: dict[str, Any] = json.loads(fs.cat_file(inner))
-        except ValueError:  # killed while writing: the steps before it count as not done
-            return {"finished": False, "fingerprint": None, "steps": {}}
-        return loaded
+    def withdraw(self) -> None:
+        """Put things back as they were, when no step has ended yet."""
+        if self._done:
+            return
+        if self._fresh:
+            delete(self.output)
+            return
+        for name in self._new:
+            delete(f"{self.output}/{name}")
+        if self._before is None:
+            delete(self._path)
+        else:
+            self._put(self._before)
 
     def _write(self, *, finished: bool) -> None:
+        self._put(
+            {
+                "fingerprint": self._digest,
+                "finished": finished,
+                "steps": self._done,
+                "wrote": self._wrote,
+            }
+        )
+
+    def _put(self, record: Mapping[str, Any]) -> None:
         fs, inner = filesystem(self._path)
         fs.makedirs(inner.rsplit("/", 1)[0], exist_ok=True)
-        record = {"fingerprint": self._digest, "finished": finished, "steps": self._done}
         fs.pipe_file(f"{inner}.tmp", json.dumps(record, indent=1).encode())
         fs.mv(f"{inner}.tmp", inner)
+
+
+def _read(path: str) -> dict[str, Any] | None:
+    if not exists(path):
+        return None
+    fs, inner = filesystem(path)
+    try:
+        record = json.loads(fs.cat_file(inner))
+    except ValueError:  # not ours, or torn by a store without renames: its steps count as not done
+        return dict(_UNREADABLE)
+    return {**_UNREADABLE, **record} if isinstance(record, dict) else dict(_UNREADABLE)

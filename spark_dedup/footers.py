@@ -1,0 +1,103 @@
+"""Footers of parquet files: what files hold, and whether they agree, without reading a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from spark_dedup.errors import InputError
+from spark_dedup.paths import filesystem, is_local
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from spark_dedup.datasets import FileInfo
+
+__all__ = ["check_schemas", "parquet_footers"]
+
+
+def parquet_footers(files: Sequence[FileInfo], *, threads: int = 16) -> list[pa.parquet.FileMetaData]:
+    """Read the footers of parquet files, in parallel.
+
+    Raises:
+        InputError: naming up to five files that are truncated or no parquet.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def read(file: FileInfo) -> pa.parquet.FileMetaData | str:
+        try:
+            if is_local(file.path):
+                with pa.OSFile(file.path) as handle:
+                    return pq.read_metadata(handle)
+            fs, inner = filesystem(file.path)
+            with fs.open(inner) as handle:
+                return pq.read_metadata(handle)
+        except (pa.ArrowInvalid, OSError) as error:
+            return f"{file.path} ({str(error).splitlines()[0]})"
+
+    with ThreadPoolExecutor(threads) as pool:
+        footers = list(pool.map(read, files))
+    broken = [f for f in footers if isinstance(f, str)]
+    if broken:
+        raise InputError(
+            f"{len(broken)} unreadable parquet file(s): {'; '.join(broken[:5])}. Write them again or remove them"
+        )
+    return footers
+
+
+def check_schemas(
+    files: Sequence[FileInfo],
+    footers: Sequence[pa.parquet.FileMetaData],
+    *,
+    columns: Sequence[str] | None = None,
+) -> None:
+    """Check that parquet files agree in the names and types of their columns, whatever their order.
+
+    Args:
+        files: the files.
+        footers: their footers, in the same order.
+        columns: the columns that matter; by default all.
+
+    Raises:
+        InputError: naming a file, the column, and how it differs from the first file.
+    """
+    first = footers[0].schema
+    fields = _fields(footers[0], columns)
+    for file, footer in zip(files, footers, strict=True):
+        if footer.schema.equals(first):
+            continue
+        own = _fields(footer, columns)
+        for name in dict.fromkeys((*fields, *own)):
+            here, there = own.get(name, "absent"), fields.get(name, "absent")
+            if here != there:
+                raise InputError(
+                    f"{file.path} has another schema: column {name!r} is {here}, in {files[0].path} it is {there}. "
+                    "Read them apart or write them with one schema"
+                )
+
+
+def _fields(footer: pa.parquet.FileMetaData, columns: Sequence[str] | None) -> dict[str, str]:
+    schema = footer.schema.to_arrow_schema()
+    return {f.name: _type_name(f.type) for f in schema if columns is None or f.name in columns}
+
+
+def _type_name(found: pa.DataType) -> str:
+    """Return a type as Spark reads it: writers differ in string widths and the names of list elements."""
+    from pyarrow import types
+
+    if types.is_dictionary(found):
+        return _type_name(found.value_type)
+    if types.is_large_string(found) or types.is_string(found):
+        return "string"
+    if types.is_binary(found) or types.is_large_binary(found) or types.is_fixed_size_binary(found):
+        return "binary"
+    if types.is_map(found):
+        return f"map<{_type_name(found.key_type)}, {_type_name(found.item_type)}>"
+    if types.is_struct(found):
+        inner = (found.field(i) for i in range(found.num_fields))
+        return f"struct<{', '.join(f'{f.name}: {_type_name(f.type)}' for f in inner)}>"
+    if types.is_list(found) or types.is_large_list(found) or types.is_fixed_size_list(found):
+        return f"list<{_type_name(found.value_type)}>"
+    return str(found)

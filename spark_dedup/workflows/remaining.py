@@ -1,0 +1,154 @@
+"""Where the documents that remain go: files, a table of the catalog, a view."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from spark_dedup.datasets import list_files
+from spark_dedup.errors import InputError
+from spark_dedup.footers import parquet_footers
+from spark_dedup.paths import is_local, move, spark_path
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+__all__ = [
+    "check_balance",
+    "check_view_name",
+    "count_written",
+    "name_files",
+    "save",
+    "write_table",
+    "write_view",
+]
+
+_ENDINGS = {"jsonl": ".json", "parquet": ".parquet"}
+"""How Spark ends the files it writes."""
+_MAPPING = {"delta.columnMapping.mode": "name"}
+_AWKWARD = re.compile(r"[ ,;{}()\n\t=]")
+"""Characters that Delta takes in column names only with column mapping."""
+
+
+def save(
+    df: DataFrame, folder: str, *, filetype: str, output_kwargs: Mapping[str, Any] | None = None
+) -> None:
+    """Add documents to a folder as ``parquet``, ``jsonl`` or ``delta``."""
+    options: dict[str, Any] = {}
+    if filetype == "jsonl":
+        options["ignoreNullFields"] = "false"
+    elif filetype == "delta":
+        options |= _mapping(df)
+    writer = df.write.mode("append").options(**{**options, **(output_kwargs or {})})
+    writer.format("json" if filetype == "jsonl" else filetype).save(folder)
+
+
+def _mapping(df: DataFrame) -> dict[str, str]:
+    return _MAPPING if _AWKWARD.search("".join(_names(df.schema))) else {}
+
+
+def _names(kind: Any) -> list[str]:
+    inner = [getattr(kind, part) for part in ("elementType", "keyType", "valueType") if hasattr(kind, part)]
+    below = [(f.name, f.dataType) for f in getattr(kind, "fields", [])]
+    return [n for name, child in below for n in (name, *_names(child))] + [
+        n for c in inner for n in _names(c)
+    ]
+
+
+def count_written(spark: SparkSession, folder: str, *, filetype: str) -> int:
+    """Count what was written, by what was written: footers, lines or Delta's log."""
+    if filetype == "parquet" and is_local(folder):
+        return sum(footer.num_rows for footer in parquet_footers(list_files(folder)))
+    if filetype == "jsonl":
+        return spark.read.text(spark_path(folder)).count()
+    return spark.read.format(filetype).load(folder if filetype == "delta" else spark_path(folder)).count()
+
+
+def name_files(folder: str, *, filetype: str, extension: str | None = None) -> None:
+    """Give written files the ending asked for; JSON lines end in ``.jsonl`` by default."""
+    wanted = extension or {"jsonl": "jsonl"}.get(filetype)
+    written = _ENDINGS.get(filetype)
+    if wanted is None or written is None:
+        return
+    for file in list_files(
+        folder, filetype=filetype, extensions=[written, f"{written}.gz", written + ".bz2"]
+    ):
+        before, name = file.path.rsplit("/", 1)
+        head, tail = name.rsplit(written, 1)
+        move(file.path, f"{before}/{head}.{wanted.lstrip('.')}{tail}")
+
+
+def check_balance(read: int, removed: int, written: int) -> None:
+    """Check that no document was lost or doubled.
+
+    Raises:
+        RuntimeError: with the counts.
+    """
+    if read - removed != written:
+        raise RuntimeError(
+            f"counts do not balance: {read} read - {removed} removed is not {written} written; nothing was "
+            "published. Did the input change meanwhile?"
+        )
+
+
+def write_table(
+    spark: SparkSession,
+    df: DataFrame,
+    name: str,
+    *,
+    expected: tuple[int, int],
+    replace: bool,
+    output_kwargs: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a Delta table of the catalog; one commit publishes it, and is taken back when counts do not balance.
+
+    Args:
+        spark: a session with Delta.
+        df: documents.
+        name: quoted name.
+        expected: rows read, rows removed.
+        replace: replace a table of that name.
+        output_kwargs: options for Spark's writer.
+    """
+    there = spark.catalog.tableExists(name)
+    before = spark.sql(f"DESCRIBE HISTORY {name} LIMIT 1").first() if there else None
+    options = {**_mapping(df), "overwriteSchema": "true", **(output_kwargs or {})}
+    df.write.format("delta").options(**options).mode("overwrite" if replace else "error").saveAsTable(name)
+    try:
+        check_balance(*expected, spark.table(name).count())
+    except RuntimeError:
+        if before is None:
+            spark.sql(f"DROP TABLE {name}")
+        else:
+            spark.sql(f"RESTORE TABLE {name} TO VERSION AS OF {before['version']}")
+        raise
+
+
+def check_view_name(spark: SparkSession, name: str) -> None:
+    """Check that a name is free for a view, or names one.
+
+    Raises:
+        InputError: it names a table.
+    """
+    if not spark.catalog.tableExists(name):
+        return
+    kind = spark.sql(f"DESCRIBE TABLE EXTENDED {name}").where("col_name = 'Type'").collect()
+    if kind and str(kind[-1]["data_type"]).upper() != "VIEW":
+        raise InputError(f"{name} is a table, which no view replaces: choose another name for the view")
+
+
+def write_view(
+    spark: SparkSession, query: str, name: str, *, expected: tuple[int, int], replace: bool
+) -> None:
+    """Create a view after its query has been counted.
+
+    Args:
+        spark: the session whose catalog holds the view.
+        query: what it shows.
+        name: quoted name.
+        expected: rows read, rows removed.
+        replace: replace a view of that name.
+    """
+    check_balance(*expected, spark.sql(query).count())
+    spark.sql(f"CREATE {'OR REPLACE ' if replace else ''}VIEW {name} AS {query}")

@@ -1,0 +1,299 @@
+"""What the removal job checks before any work, and how it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from spark_dedup.datasets import FileInfo, Source, is_table_name, read_dataset
+from spark_dedup.errors import InputError
+from spark_dedup.ids.assign import documents
+from spark_dedup.ids.generator import IdGenerator
+from spark_dedup.ids.registry import IdRegistry
+from spark_dedup.names import quote_name, split_name
+from spark_dedup.outputs import check_output
+from spark_dedup.paths import exists, normalise_path
+from spark_dedup.removal.delta import relation
+from spark_dedup.removal.text import check_id_types
+from spark_dedup.session import require_delta
+from spark_dedup.tables import ID, require_columns
+from spark_dedup.workflows.inputs import JobInput, check_size, inspect_input, read_by_root, read_input
+from spark_dedup.workflows.remaining import check_view_name
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+    from spark_dedup.workflows.removal import TextDuplicatesRemovalWorkflow
+
+__all__ = [
+    "RemovalInput",
+    "check_arguments",
+    "documents_of",
+    "fields_of",
+    "inspect",
+    "is_grouped",
+    "is_there",
+    "listed_ids",
+    "names_table",
+    "table_name",
+]
+
+OUTPUT_TYPES = ("parquet", "jsonl", "delta", "view", "delta-clone")
+OUTPUT_MODES = ("error", "overwrite", "ignore")
+
+
+@dataclass(frozen=True)
+class RemovalInput(JobInput):
+    """An input that was looked at, with its documents as they are and the list of ids."""
+
+    df: DataFrame = field(kw_only=True)
+    listed: Source = field(kw_only=True)
+
+
+def check_arguments(job: TextDuplicatesRemovalWorkflow) -> None:
+    """Settle aliases, and refuse arguments that contradict each other."""
+    job.id_field = job.input_id_field or job.id_field
+    job.duplicate_id_field = job.ids_to_remove_duplicate_id_field or job.duplicate_id_field
+    job.output_mode = job.output_mode or "error"
+    if job.output_filetype not in OUTPUT_TYPES:
+        raise InputError(f"output_filetype must be {', '.join(OUTPUT_TYPES)}, not {job.output_filetype!r}")
+    if job.output_mode not in OUTPUT_MODES:
+        raise InputError(f"output_mode must be one of {', '.join(OUTPUT_MODES)}, not {job.output_mode!r}")
+    if job.drop_id_field and job.output_fields is not None and job.id_field in job.output_fields:
+        raise InputError(f"Cannot drop id_field '{job.id_field}' when it is included in output_fields.")
+    if job.registry is not None and job.id_generator_path is not None:
+        raise InputError("registry and id_generator_path both give ids: name one of them")
+    if _ids_are_made(job) and job.id_field != ID:
+        raise InputError(
+            f"assigned ids are called {ID}: leave out id_field {job.id_field!r}, or registry and id_generator_path"
+        )
+    if job.input_task_limit is not None and job.input_task_limit < 1:
+        raise InputError("input_task_limit must be 1 or more")
+    if job.input_blocksize is not None:
+        check_size(job.input_blocksize)
+    if job.output_filetype in ("view", "delta-clone"):
+        _check_shown(job)
+
+
+def _check_shown(job: TextDuplicatesRemovalWorkflow) -> None:
+    """Check what only a rewrite could do."""
+    given = {
+        "input_task_limit": job.input_task_limit,
+        "input_kwargs": job.input_kwargs,
+        "input_file_extensions": job.input_file_extensions,
+        "output_kwargs": job.output_kwargs,
+        "output_file_extension": job.output_file_extension,
+    }
+    if job.output_filetype == "delta-clone":
+        given |= {"input_fields": job.input_fields, "output_fields": job.output_fields}
+        given |= {"drop_id_field": job.drop_id_field or None}
+    asked = [name for name, value in given.items() if value is not None]
+    if asked:
+        raise InputError(
+            f"output_filetype {job.output_filetype!r} shows the input as it is: leave {', '.join(asked)} out, "
+            "or write parquet, jsonl or delta"
+        )
+    if _ids_are_made(job):
+        raise InputError(
+            f"output_filetype {job.output_filetype!r} shows the input as it is, so the ids must be "
+            "one of its columns: write parquet with assigned ids first, or name id_field"
+        )
+    if job.output_filetype == "delta-clone" and job.input_filetype == "jsonl":
+        raise InputError("a delta-clone is made of parquet files or a Delta table, not of JSON lines")
+    if job.output_filetype == "view":
+        split_name(str(job.output_path))
+
+
+def names_table(job: TextDuplicatesRemovalWorkflow) -> bool:
+    """Return whether the output is a name in the catalog, not a folder."""
+    return job.output_filetype == "view" or (
+        job.output_filetype == "delta" and is_table_name(job.output_path)
+    )
+
+
+def table_name(job: TextDuplicatesRemovalWorkflow) -> str:
+    """Return the output's name in the catalog, quoted."""
+    return quote_name(split_name(str(job.output_path)))
+
+
+def is_there(job: TextDuplicatesRemovalWorkflow, spark: SparkSession) -> bool:
+    """Return whether the output exists."""
+    if names_table(job):
+        return bool(spark.catalog.tableExists(table_name(job)))
+    return exists(normalise_path(job.output_path))
+
+
+def _ids_are_made(job: TextDuplicatesRemovalWorkflow) -> bool:
+    return job.registry is not None or job.id_generator_path is not None
+
+
+def is_grouped(job: TextDuplicatesRemovalWorkflow) -> bool:
+    """Return whether the files' ids are said to come from batches of several."""
+    return job.input_files_per_partition is not None or job.input_blocksize is not None
+
+
+def _columns(job: TextDuplicatesRemovalWorkflow) -> list[str] | None:
+    if job.input_fields is None:
+        return None
+    if _ids_are_made(job):
+        return [name for name in job.input_fields if name != ID]
+    return list(dict.fromkeys([*job.input_fields, job.id_field]))
+
+
+def fields_of(job: TextDuplicatesRemovalWorkflow) -> dict[str, str]:
+    """Return the id columns of documents and list, as functions take them."""
+    return {"id_field": job.id_field, "duplicate_id_field": job.duplicate_id_field}
+
+
+def listed_ids(job: TextDuplicatesRemovalWorkflow, spark: SparkSession) -> DataFrame:
+    """Return the list of ids to remove."""
+    return read_dataset(spark, job.ids_to_remove_path, read_kwargs=job.duplicate_id_read_kwargs)
+
+
+def inspect(job: TextDuplicatesRemovalWorkflow, spark: SparkSession) -> RemovalInput:
+    """Look at documents, list and output, and refuse what cannot work, before anything is written."""
+    if job.output_mode == "error" and is_there(job, spark):
+        raise FileExistsError(
+            f"output {job.output_path} exists: choose another one, or output_mode 'overwrite' or 'ignore'"
+        )
+    found = inspect_input(
+        spark,
+        job.input_path,
+        filetype=job.input_filetype,
+        extensions=job.input_file_extensions,
+        columns=_columns(job),
+    )
+    listed = inspect_input(spark, job.ids_to_remove_path, filetype="parquet")
+    _check_target(job, spark, found, listed)
+    df, num_rows = read_input(
+        spark,
+        job.input_path,
+        filetype=job.input_filetype,
+        columns=_columns(job),
+        read_kwargs=job.input_kwargs,
+        extensions=job.input_file_extensions,
+        on_bad_lines=job.on_bad_lines,
+        check_lines=not _ids_are_made(job),  # making ids looks for them as well
+    )
+    _check_columns(job, spark, df, found)
+    return RemovalInput(
+        found.source,
+        found.files,
+        found.num_rows if num_rows is None else num_rows,
+        found.paths,
+        df=df,
+        listed=listed.source,
+    )
+
+
+def _check_target(
+    job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: JobInput, listed: JobInput
+) -> None:
+    if not names_table(job):
+        inputs = [*found.paths, *listed.paths]
+        if job.registry is not None and not is_table_name(job.registry):
+            inputs.append(normalise_path(job.registry))
+        if job.id_generator_path is not None:
+            inputs.append(str(job.id_generator_path))
+        check_output(job.output_path, inputs=inputs, mode="overwrite")
+    elif table_name(job) in (*found.source.names, *listed.source.names):
+        raise InputError(f"output {table_name(job)} is an input as well: choose another name")
+    if job.output_filetype == "view":
+        check_view_name(spark, table_name(job))
+    if job.output_filetype in ("delta", "delta-clone"):
+        require_delta(spark)
+    if job.output_filetype in ("view", "delta-clone"):
+        relation(found.source)
+        relation(listed.source)
+    if job.input_task_limit is not None and found.source.kind != "files":
+        raise InputError(f"input_task_limit counts files, and {found.source} is a table: filter a view of it")
+
+
+def _check_columns(
+    job: TextDuplicatesRemovalWorkflow, spark: SparkSession, df: DataFrame, found: JobInput
+) -> None:
+    from pyspark.sql import functions as F
+
+    probe = df
+    if _ids_are_made(job):
+        probe = df.select(F.lit(0).cast("bigint").alias(ID))
+    elif job.id_field == ID and ID not in df.columns:
+        raise InputError(
+            f"column {ID!r} not found in {found.source}: name the id column with id_field, or the registry or "
+            "id_generator_path that gave the ids"
+        )
+    check_id_types(
+        probe, listed_ids(job, spark), id_field=job.id_field, duplicate_id_field=job.duplicate_id_field
+    )
+    wanted = [name for name in job.output_fields or [] if not (_ids_are_made(job) and name == ID)]
+    require_columns(df, wanted, where=str(found.source))
+
+
+def documents_of(
+    job: TextDuplicatesRemovalWorkflow,
+    spark: SparkSession,
+    found: RemovalInput,
+    files: Sequence[FileInfo] | None = None,
+) -> DataFrame:
+    """Return the documents with their id column, of all files or of some."""
+    if files is not None:
+        return read_by_root(
+            files, found.source, lambda paths, options: _read(job, spark, found, paths, options)
+        )
+    return _read(job, spark, found) if _ids_are_made(job) else found.df
+
+
+def _read(
+    job: TextDuplicatesRemovalWorkflow,
+    spark: SparkSession,
+    found: RemovalInput,
+    paths: list[str] | None = None,
+    options: Mapping[str, str] | None = None,
+) -> DataFrame:
+    source = job.input_path if paths is None else paths
+    read_kwargs = {**(job.input_kwargs or {}), **(options or {})}
+    schema = found.df.schema if found.source.kind == "files" else None
+    if not _ids_are_made(job):
+        return read_input(
+            spark,
+            source,
+            filetype=job.input_filetype,
+            columns=_columns(job),
+            read_kwargs=read_kwargs,
+            extensions=job.input_file_extensions,
+            on_bad_lines=job.on_bad_lines,
+            schema=schema,
+        )[0]
+    ids: IdGenerator | IdRegistry
+    if job.id_generator_path is not None:
+        ids = IdGenerator.from_disk(str(job.id_generator_path), job.id_generator_storage_options)
+    else:
+        ids = IdRegistry.open(spark, job.registry or "")
+
+    def read(blocksize: int | str | None, files_per_partition: int | None) -> DataFrame:
+        return documents(
+            spark,
+            source,
+            filetype=job.input_filetype,
+            registry=ids,
+            columns=job.input_fields,
+            on_bad_lines=job.on_bad_lines,
+            read_kwargs=read_kwargs,
+            extensions=job.input_file_extensions,
+            register_new=False,
+            blocksize=blocksize,
+            files_per_partition=files_per_partition,
+            schema=schema,
+        ).df
+
+    try:
+        return read(job.input_blocksize, job.input_files_per_partition)
+    except KeyError:
+        if not is_grouped(job):
+            raise
+        try:  # ids made here are one batch a file, however the job is told to group them
+            return read(None, None)
+        except KeyError:
+            pass
+        raise

@@ -1,0 +1,162 @@
+"""How the removal job writes: in one go, in passes, as a table, a view, a clone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from spark_dedup.datasets import FileInfo, root_of
+from spark_dedup.ids.files import match_urls
+from spark_dedup.outputs import staged
+from spark_dedup.paths import delete, spark_path
+from spark_dedup.removal import passes
+from spark_dedup.removal.delta import clone_without, view_query
+from spark_dedup.removal.text import count_documents, count_listed, remove_duplicates
+from spark_dedup.session import job_progress
+from spark_dedup.tables import col
+from spark_dedup.workflows.remaining import (
+    check_balance,
+    count_written,
+    name_files,
+    save,
+    write_table,
+    write_view,
+)
+from spark_dedup.workflows.removal_inputs import (
+    RemovalInput,
+    documents_of,
+    fields_of,
+    is_grouped,
+    listed_ids,
+    names_table,
+    table_name,
+)
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+    from spark_dedup.workflows.removal import TextDuplicatesRemovalWorkflow
+
+__all__ = ["write"]
+
+
+def write(job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: RemovalInput) -> tuple[int, int]:
+    """Write or show what remains; return rows read and rows removed."""
+    listed = listed_ids(job, spark)
+    overwrite = job.output_mode == "overwrite"
+    if job.output_filetype == "view":
+        with job_progress(spark, "creating the view"):
+            counts = _count(job, spark, found, found.df, listed)
+            query = view_query(
+                found.source,
+                found.listed,
+                _output_columns(job, found.df),
+                filetype=job.input_filetype,
+                **fields_of(job),
+            )
+            write_view(spark, query, table_name(job), expected=counts, replace=overwrite)
+            return counts
+    if names_table(job):
+        docs = documents_of(job, spark, found, _limited(job, found))
+        counts = _count(job, spark, found, docs, listed)
+        with job_progress(spark, f"writing {table_name(job)}"):
+            kept = _shown(job, remove_duplicates(docs, listed, **fields_of(job)))
+            write_table(
+                spark,
+                kept,
+                table_name(job),
+                expected=counts,
+                replace=overwrite,
+                output_kwargs=job.output_kwargs,
+            )
+        return counts
+    with staged(job.output_path, mode="overwrite" if overwrite else "error") as aside:
+        counts = _write_aside(job, spark, found, listed, aside)
+        filetype = "delta" if job.output_filetype == "delta-clone" else job.output_filetype
+        check_balance(*counts, count_written(spark, aside, filetype=filetype))
+        name_files(aside, filetype=job.output_filetype, extension=job.output_file_extension)
+    return counts
+
+
+def _write_aside(
+    job: TextDuplicatesRemovalWorkflow,
+    spark: SparkSession,
+    found: RemovalInput,
+    listed: DataFrame,
+    aside: str,
+) -> tuple[int, int]:
+    if job.output_filetype == "delta-clone":
+        with job_progress(spark, "hiding duplicates in a clone"):
+            counts = _count(job, spark, found, found.df, listed)
+            clone_without(spark, found.source, listed, aside, **fields_of(job))
+            return counts
+    docs = documents_of(job, spark, found, _limited(job, found))
+    with job_progress(spark, "counting listed documents"):
+        if found.source.kind == "files" and not is_grouped(job) and listed.count() > passes.IDS_PER_PASS:
+            return _write_passes(job, spark, found, docs, listed, aside)
+        counts = _count(job, spark, found, docs, listed)
+    with job_progress(spark, "writing the documents that remain"):
+        _save(job, remove_duplicates(docs, listed, **fields_of(job)), aside)
+    return counts
+
+
+def _limited(job: TextDuplicatesRemovalWorkflow, found: RemovalInput) -> list[FileInfo] | None:
+    return None if job.input_task_limit is None else found.files[: job.input_task_limit]
+
+
+def _count(
+    job: TextDuplicatesRemovalWorkflow,
+    spark: SparkSession,
+    found: RemovalInput,
+    docs: DataFrame,
+    listed: DataFrame,
+) -> tuple[int, int]:
+    """Return rows read and rows removed; the former from footers where they tell."""
+    if found.num_rows is None or job.input_task_limit is not None:
+        return count_documents(docs, listed, **fields_of(job))
+    return found.num_rows, count_listed(docs, listed, **fields_of(job))
+
+
+def _write_passes(
+    job: TextDuplicatesRemovalWorkflow,
+    spark: SparkSession,
+    found: RemovalInput,
+    docs: DataFrame,
+    listed: DataFrame,
+    aside: str,
+) -> tuple[int, int]:
+    """Write in passes over groups of files, each with its own part of a list that is too long to broadcast."""
+    from pyspark.sql import functions as F
+
+    files = _limited(job, found) or found.files
+    located_at = f"{aside}.located"
+    try:
+        ids = passes.locate(docs.select(col(job.id_field)), listed, **fields_of(job))
+        ids.write.mode("overwrite").parquet(located_at)
+        located = spark.read.parquet(spark_path(located_at))
+        rows = located.groupBy("file").agg(F.count("*").alias("n")).collect()
+        counts = {row["file"]: row["n"] for row in rows}
+        urls = match_urls(docs.inputFiles(), [file.path for file in files])
+        roots = {file.path: root_of(file.path, found.source.names) for file in files}
+        parts = passes.plan_passes(urls, counts, roots=roots, ids_per_pass=passes.IDS_PER_PASS)
+        by_path = {file.path: file for file in files}
+        for number, part in enumerate(parts, 1):
+            with job_progress(spark, f"writing the documents that remain, pass {number} of {len(parts)}"):
+                some = documents_of(job, spark, found, [by_path[path] for path in part.paths])
+                _save(job, remove_duplicates(some, part.ids(located), id_field=job.id_field), aside)
+    finally:
+        delete(located_at)
+    known = found.num_rows is not None and job.input_task_limit is None
+    return (found.num_rows or 0) if known else docs.count(), sum(counts.values())
+
+
+def _output_columns(job: TextDuplicatesRemovalWorkflow, df: DataFrame) -> list[str]:
+    columns = list(job.output_fields) if job.output_fields is not None else list(df.columns)
+    return [name for name in columns if not (job.drop_id_field and name == job.id_field)]
+
+
+def _shown(job: TextDuplicatesRemovalWorkflow, df: DataFrame) -> DataFrame:
+    return df.select(*[col(name) for name in _output_columns(job, df)])
+
+
+def _save(job: TextDuplicatesRemovalWorkflow, kept: DataFrame, folder: str) -> None:
+    save(_shown(job, kept), folder, filetype=job.output_filetype, output_kwargs=job.output_kwargs)

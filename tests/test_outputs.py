@@ -1,0 +1,224 @@
+"""Outputs: checks before work, one job at a time, written aside, published, cleared after a kill."""
+
+import multiprocessing
+import os
+import threading
+import time
+
+import pytest
+
+from spark_dedup import outputs
+from spark_dedup.errors import InputError
+from spark_dedup.outputs import check_output, exclusive, publish, staged
+from spark_dedup.paths import normalise_path, spark_path
+
+
+def tree(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
+
+
+def write(folder, text="new"):
+    os.makedirs(folder)
+    with open(f"{folder}/part", "w") as file:
+        file.write(text)
+
+
+@pytest.mark.parametrize(
+    ("output", "given", "says"),
+    [
+        ("in", "in", "equal to or inside"),
+        ("in/out", "in", "equal to or inside"),
+        ("link/out", "in", "equal to or inside"),
+        ("out", "out/in", "holds the input"),
+    ],
+)
+def test_output_must_lie_apart_from_input(tmp_path, output, given, says):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    with pytest.raises(InputError, match=says):
+        check_output(tmp_path / output, inputs=[str(tmp_path / given)], mode="overwrite")
+    assert check_output(tmp_path / "in2", inputs=[str(tmp_path / "in")]) == str(tmp_path / "in2")
+
+
+def test_output_that_exists_is_a_file_or_lies_below_one(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "there").mkdir()
+    with pytest.raises(FileExistsError, match="exists: choose another"):
+        check_output(tmp_path / "there")
+    with pytest.raises(FileExistsError, match="is a file"):
+        check_output(tmp_path / "file", mode="overwrite")
+    with pytest.raises(NotADirectoryError, match="is a file, so"):
+        check_output(tmp_path / "file" / "out")
+
+
+def test_read_only_output_is_refused(tmp_path, monkeypatch):
+    locked = str(tmp_path / "locked")
+    os.makedirs(locked)
+    real = os.access  # root may write everywhere, so the system's answer is put in its mouth
+    monkeypatch.setattr(os, "access", lambda path, mode: path != locked and real(path, mode))
+    with pytest.raises(PermissionError, match="locked is read-only: choose an output folder"):
+        check_output(f"{locked}/a/out")
+
+
+def test_a_job_that_leaves_nothing_leaves_no_folder_and_no_lock(tmp_path):
+    with pytest.raises(InputError, match="no such thing"), exclusive(tmp_path / "a" / "b" / "out"):
+        assert (tmp_path / "a" / "b" / ".out.lock").exists()
+        raise InputError("no such thing")
+    assert tree(tmp_path) == []
+
+
+def test_a_second_job_on_one_output_is_refused(tmp_path):
+    with exclusive(tmp_path / "out"):
+        with pytest.raises(InputError, match="another job is writing"), exclusive(tmp_path / "out"):
+            pass
+        with exclusive(tmp_path / "other"):
+            pass
+    with exclusive(tmp_path / "out"):
+        pass
+
+
+def _hold(output, inside, most, turns):
+    """Take the output again and again, counting how many hold it at once."""
+    end = time.monotonic() + 1.5
+    while time.monotonic() < end:
+        try:
+            with exclusive(output):
+                with inside.get_lock():
+                    inside.value += 1
+                    most.value, turns.value = max(most.value, inside.value), turns.value + 1
+                with inside.get_lock():
+                    inside.value -= 1
+        except InputError:
+            continue
+
+
+def test_many_processes_never_hold_an_output_together(tmp_path):
+    context = multiprocessing.get_context("fork")
+    inside, most, turns = (context.Value("i", 0) for _ in range(3))
+    workers = [
+        context.Process(target=_hold, args=(str(tmp_path / "x" / "out"), inside, most, turns))
+        for _ in range(4)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert most.value == 1
+    assert turns.value > 20
+    assert [worker.exitcode for worker in workers] == [0] * 4
+
+
+def test_the_lock_ends_with_a_killed_process(tmp_path):
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+
+    def hold():
+        with exclusive(tmp_path / "out"):
+            ready.set()
+            time.sleep(60)
+
+    worker = context.Process(target=hold)
+    worker.start()
+    assert ready.wait(20)
+    with pytest.raises(InputError), exclusive(tmp_path / "out"):
+        pass
+    worker.kill()
+    worker.join()
+    with exclusive(tmp_path / "out"):
+        pass
+    assert tree(tmp_path) == []
+
+
+def test_staged_publishes_whole_or_not_at_all(tmp_path):
+    final = tmp_path / "out"
+    with pytest.raises(RuntimeError), staged(final) as aside:
+        write(aside)
+        raise RuntimeError
+    assert tree(tmp_path) == []
+    with staged(final) as aside:
+        write(aside)
+        assert not final.exists()
+    assert tree(tmp_path) == ["out", "out/part"]
+    with pytest.raises(FileExistsError), staged(final):
+        pytest.fail("an output that exists is refused before work")
+    with staged(final, mode="overwrite") as aside:
+        write(aside, "newer")
+    assert (final / "part").read_text() == "newer"
+    assert tree(tmp_path) == ["out", "out/part"]
+
+
+def test_an_output_that_appears_meanwhile_is_kept(tmp_path):
+    with pytest.raises(FileExistsError), staged(tmp_path / "out") as aside:
+        write(aside)
+        write(tmp_path / "out", "other")
+    assert (tmp_path / "out" / "part").read_text() == "other"
+    assert tree(tmp_path) == ["out", "out/part"]
+
+
+def test_leftovers_of_killed_runs_are_cleared(tmp_path):
+    for name in (".out.0123456789ab.tmp", ".out.0123456789ab.tmp.located", ".out.ba9876543210.tmp"):
+        write(tmp_path / name)
+    write(tmp_path / ".out2.0123456789ab.tmp")
+    write(tmp_path / ".out.mine.tmp")
+    with staged(tmp_path / "out") as aside:
+        write(aside)
+    assert sorted(os.listdir(tmp_path)) == [".out.mine.tmp", ".out2.0123456789ab.tmp", "out"]
+
+
+def test_a_run_killed_while_publishing_gives_the_old_output_back(tmp_path, monkeypatch):
+    write(tmp_path / "out", "old")
+    real, calls = outputs.move, []
+
+    def dies(source, target):
+        calls.append(source)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(outputs, "move", dies)
+    aside = str(tmp_path / ".out.0123456789ab.tmp")
+    write(aside)
+    with pytest.raises(KeyboardInterrupt):
+        publish(aside, str(tmp_path / "out"), mode="overwrite")
+    monkeypatch.undo()
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(FileExistsError), staged(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out" / "part").read_text() == "old"
+    assert tree(tmp_path) == ["out", "out/part"]
+
+
+def test_threads_of_one_process_do_not_share_an_output(tmp_path):
+    seen = []
+
+    def second():
+        try:
+            with exclusive(tmp_path / "out"):
+                seen.append("held")
+        except InputError:
+            seen.append("refused")
+
+    with exclusive(tmp_path / "out"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+    assert seen == ["refused"]
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ("file:/data/x", "/data/x"),
+        ("file:///data/a%20b", "/data/a b"),
+        ("/data/a%20b", "/data/a%20b"),
+        ("s3://bucket/x/", "s3://bucket/x"),
+        ("/data/./y/../x", "/data/x"),
+    ],
+)
+def test_paths_are_spelled_one_way(given, path):
+    assert normalise_path(given) == path
+
+
+def test_spark_paths_stand_for_themselves():
+    assert spark_path("/data/a[1]*?{x}") == r"/data/a\[1\]\*\?\{x\}"
+    assert spark_path("/data/a:b") == "file:///data/a:b"

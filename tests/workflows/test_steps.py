@@ -1,0 +1,111 @@
+"""The record of finished steps: going on after a kill, refusing what is finished, leaving things as they were."""
+
+import json
+import os
+
+import pytest
+
+from spark_dedup.datasets import FileInfo
+from spark_dedup.workflows.steps import Steps, fingerprint, steps_of
+
+OWNED = ["ids", "list.json"]
+
+
+def make(folder, *names):
+    for name in names:
+        os.makedirs(f"{folder}/{name}")
+
+
+def names(folder):
+    return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+
+
+def test_fingerprint_tells_parameters_and_files():
+    file = FileInfo("/a", 1, 2)
+    base = fingerprint({"a": 1}, [file])
+    assert base == fingerprint({"a": 1}, [FileInfo("/a", 1, 2)])
+    others = [
+        fingerprint({"a": 2}, [file]),
+        fingerprint({"a": 1}, [FileInfo("/a", 1, 3)]),
+        fingerprint({"a": 1}),
+    ]
+    assert len({base, *others}) == 4
+
+
+def test_a_killed_run_goes_on(tmp_path):
+    out = tmp_path / "out"
+    killed = Steps(out, "d", owned=OWNED)
+    make(out, "ids")
+    killed.finish("identify", {"n": 3})
+    again = Steps(out, "d", owned=OWNED)
+    assert again.result("identify") == {"n": 3}
+    assert again.result("remove") is None
+    again.close()
+    assert names(out) == ["ids"]
+    with pytest.raises(FileExistsError, match="holds ids of a finished run"):
+        Steps(out, "d", owned=OWNED)
+
+
+def test_a_run_killed_before_its_first_step_is_run_again(tmp_path):
+    out = tmp_path / "out"
+    Steps(out, "d", owned=OWNED)
+    make(out, "ids")
+    assert Steps(out, "d", owned=OWNED).result("identify") is None
+
+
+def test_another_input_starts_over(tmp_path):
+    out = tmp_path / "out"
+    Steps(out, "d", owned=OWNED).finish("identify", {"n": 3})
+    make(out, "ids", "other")
+    assert Steps(out, "changed", owned=OWNED).result("identify") is None
+    assert names(out) == ["other"]
+
+
+def test_what_no_run_of_ours_wrote_is_refused(tmp_path):
+    make(tmp_path, "ids")
+    with pytest.raises(FileExistsError):
+        Steps(tmp_path, "d", owned=OWNED)
+    assert os.listdir(tmp_path) == ["ids"]
+
+
+def test_a_torn_record_counts_as_unfinished(tmp_path):
+    Steps(tmp_path, "d", owned=OWNED).finish("identify", {"n": 3})
+    (tmp_path / ".spark_dedup_steps.json").write_text('{"finished": tr')
+    assert Steps(tmp_path, "d", owned=OWNED).result("identify") is None
+
+
+def test_failing_before_the_first_step_leaves_things_as_they_were(tmp_path):
+    fresh, there = tmp_path / "fresh", tmp_path / "there"
+    there.mkdir()
+    for out in (fresh, there):
+        with pytest.raises(ValueError, match="bad"), steps_of(out, "d", owned=OWNED, beside=["registry"]):
+            make(out, "ids", "registry")
+            raise ValueError("bad")
+    assert not fresh.exists()
+    assert os.listdir(there) == []
+
+
+def test_a_failed_overwrite_keeps_the_finished_output(tmp_path):
+    with steps_of(tmp_path, "d", owned=OWNED) as steps:
+        make(tmp_path, "ids", "list.json")
+        steps.finish("identify", {"n": 3}, wrote=OWNED)
+        steps.close()
+    record = (tmp_path / ".spark_dedup_steps.json").read_bytes()
+    with pytest.raises(ValueError, match="bad"), steps_of(tmp_path, "e", owned=OWNED, mode="overwrite"):
+        raise ValueError("bad")
+    assert names(tmp_path) == OWNED
+    assert json.loads((tmp_path / ".spark_dedup_steps.json").read_bytes()) == json.loads(record)
+    with pytest.raises(FileExistsError):
+        Steps(tmp_path, "d", owned=OWNED)
+
+
+def test_overwriting_clears_at_the_end_what_is_not_written_anew(tmp_path):
+    with steps_of(tmp_path, "d", owned=OWNED) as steps:
+        make(tmp_path, "ids", "list.json")
+        steps.finish("identify", {}, wrote=OWNED)
+        steps.close()
+    with steps_of(tmp_path, "e", owned=OWNED, mode="overwrite") as steps:
+        assert names(tmp_path) == OWNED
+        steps.finish("identify", {}, wrote=["ids"])
+        steps.close()
+    assert names(tmp_path) == ["ids"]
