@@ -21,6 +21,7 @@ import spark_dedup
 from spark_dedup.errors import InputError
 from spark_dedup.names import literal, path_relation, quote_name, split_name
 from spark_dedup.paths import normalise_path
+from spark_dedup.rules import check_survivors
 from spark_dedup.session import require_delta
 from spark_dedup.tables import LEDGER_COLUMNS, col, require_columns
 
@@ -212,6 +213,7 @@ def write_run(
 
     Raises:
         InputError: ids of another type than the ledger's, another layout, or another job that would not let go.
+        RuntimeError: a group without exactly one survivor; a fault of the matcher.
     """
     from pyspark.sql import functions as F
 
@@ -232,6 +234,7 @@ def write_run(
         ],
     )
     mine = F.col("run_id") == F.lit(run.run_id)
+    check_survivors(rows)
     _commit(lambda: rows.writeTo(ledger.duplicates).overwrite(mine), ledger)
     row = _run_row(spark, run)
 

@@ -20,10 +20,12 @@ __all__ = [
     "WHOLE",
     "SafetyStopError",
     "check_group_sizes",
+    "check_limits",
     "check_removed",
     "check_survivors",
     "count_by_source",
     "drop_all_copies",
+    "over_a_limit",
     "protect",
     "with_source_rank",
     "with_sources",
@@ -182,13 +184,49 @@ def check_removed(
     else:
         removed[WHOLE] = rows.count()
     for name, limit in limits.items():
-        found, total = removed.get(name, 0), totals[name]
-        if total and found / total > limit:
-            where = "the input" if name == WHOLE else f"source {name!r}"
-            raise SafetyStopError(
-                f"stopped before removing: {found:,} of {total:,} records of {where} ({found / total:.1%}) "
-                f"are duplicates, over max_removed_fraction={limit:g}. Review what was found, or raise the limit"
-            )
+        where = "the input" if name == WHOLE else f"source {name!r}"
+        _check_share(where, removed.get(name, 0), totals[name], limit)
+
+
+def check_limits(max_removed_fraction: float | None, max_cluster_fraction: float | None) -> None:
+    """Check that limits are fractions.
+
+    Raises:
+        InputError: a limit outside [0, 1].
+    """
+    for name, limit in (
+        ("max_removed_fraction", max_removed_fraction),
+        ("max_cluster_fraction", max_cluster_fraction),
+    ):
+        if limit is not None and not 0 <= limit <= 1:
+            raise InputError(f"{name} must lie in [0, 1], not {limit}")
+
+
+def over_a_limit(
+    rows: DataFrame | None,
+    *,
+    num_documents: int,
+    num_duplicates: int,
+    max_removed_fraction: float | None = None,
+    max_cluster_fraction: float | None = None,
+) -> SafetyStopError | None:
+    """Return why a job must stop, or None; ``rows`` are needed for ``max_cluster_fraction`` only."""
+    try:
+        if max_removed_fraction is not None:
+            _check_share("the input", num_duplicates, num_documents, max_removed_fraction)
+        if max_cluster_fraction is not None and rows is not None:
+            check_group_sizes(rows, num_documents=num_documents, max_cluster_fraction=max_cluster_fraction)
+    except SafetyStopError as stop:
+        return stop
+    return None
+
+
+def _check_share(where: str, found: int, total: int, limit: float) -> None:
+    if total and found / total > limit:
+        raise SafetyStopError(
+            f"stopped before removing: {found:,} of {total:,} records of {where} ({found / total:.1%}) "
+            f"are duplicates, over max_removed_fraction={limit:g}. Review what was found, or raise the limit"
+        )
 
 
 def check_group_sizes(rows: DataFrame, *, num_documents: int, max_cluster_fraction: float) -> None:
@@ -200,8 +238,7 @@ def check_group_sizes(rows: DataFrame, *, num_documents: int, max_cluster_fracti
     """
     from pyspark.sql import functions as F
 
-    if not 0 <= max_cluster_fraction <= 1:
-        raise InputError(f"max_cluster_fraction must lie in [0, 1], not {max_cluster_fraction}")
+    check_limits(None, max_cluster_fraction)
     sizes = rows.groupBy("group_id", "kept_id").agg((F.count(F.lit(1)) + 1).alias("size"))
     largest = sizes.orderBy(F.col("size").desc(), "group_id", "kept_id").first()
     if largest is not None and num_documents and largest["size"] / num_documents > max_cluster_fraction:

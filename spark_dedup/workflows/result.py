@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from spark_dedup.errors import InputError
+from spark_dedup.paths import Location
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+    from spark_dedup.report import Report
 
 __all__ = ["WorkflowResult"]
 
@@ -35,6 +43,29 @@ class WorkflowResult:
     def get(self, key: str, default: Any = None) -> Any:
         """Return one metadata value, or ``default``."""
         return self[key] if key in self else default  # noqa: SIM401 - __getitem__ knows the older names
+
+    def report(
+        self, path: Location | None = None, spark: SparkSession | None = None, **options: Any
+    ) -> Report:
+        """Make the report of this run from its ledger: shown in a notebook, written where a path is given.
+
+        Args:
+            path: HTML file to write.
+            spark: a session; the active one by default.
+            options: as ``spark_dedup.report.make_report`` takes them.
+
+        Raises:
+            InputError: the run has no ledger.
+        """
+        from spark_dedup.report import make_report
+        from spark_dedup.session import active_or_build
+
+        if self.get("ledger") is None:
+            raise InputError("a report is made from the ledger: run the job with ledger=")
+        made = make_report(active_or_build(spark), ledger=self["ledger"], run_id=self["run_id"], **options)
+        if path is not None:
+            made.save(path)
+        return made
 
     def __repr__(self) -> str:
         width = max((len(key) for key in self.metadata), default=0)

@@ -119,7 +119,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             if self.eps is not None:
                 metadata |= self._identify(session, cache, duplicates)
             if self.ledger is not None:
-                self._write_ledger(session, cache, metadata, began)
+                metadata |= self._write_ledger(session, cache, metadata, began)
             steps.close()
         metadata |= {"total_time": time.monotonic() - started, "output_path": output}
         return WorkflowResult("semantic_deduplication", metadata, OLD_KEYS)
@@ -189,7 +189,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
 
     def _write_ledger(
         self, spark: SparkSession, cache: str, metadata: Mapping[str, Any], began: datetime
-    ) -> None:
+    ) -> dict[str, Any]:
         from spark_dedup.ledger import Run, describe_input, input_version, write_run
 
         with job_progress(spark, "writing the ledger"):
@@ -207,7 +207,8 @@ class SemanticDeduplicationWorkflow(KMeansStage):
                 times={name: value for name, value in metadata.items() if name.endswith("_time")},
                 device=resolve_device(self.device),
             )
-            write_run(spark, str(self.ledger), run, rows)
+            ledger = write_run(spark, str(self.ledger), run, rows)
+        return {"ledger": ledger.location, "run_id": run.run_id}
 
 
 def _options(options: Mapping[str, Any] | None) -> dict[str, Any]:
