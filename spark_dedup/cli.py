@@ -33,6 +33,16 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def limits(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of jobs that stop before they remove too much."""
+    for name, what in (("removed", "this share of the records"), ("cluster", "a group of this share")):
+        option = click.option(
+            f"--max-{name}-fraction", type=float, help=f"Stop before removing more than {what}."
+        )
+        command = option(command)
+    return command
+
+
 def writes(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of jobs that write."""
     for option in (
@@ -65,6 +75,7 @@ def cli() -> None:
 @click.option("--registry", help="Where the id registry lies; default OUTPUT/id_registry.")
 @click.option("--on-bad-lines", type=click.Choice(["error", "skip"]), default="error", show_default=True)
 @click.option("--ledger", help="Folder or schema of a ledger that gets this run.")
+@limits
 @writes
 @common
 def exact(input_path: tuple[str, ...], keep: tuple[str, ...], overwrite: bool, **options: Any) -> Any:
@@ -151,6 +162,8 @@ def remove(input_path: tuple[str, ...], overwrite: bool, **options: Any) -> Any:
 @click.option("--ledger", help="Folder or schema of a ledger that gets this run.")
 @click.option("--cache", "cache_path", help="Folder for what lies between the steps; default OUTPUT.")
 @click.option("--clear/--no-clear", "clear_output", default=True, help="Clear earlier results of this job.")
+@click.option("--ledger", help="Folder or schema of a ledger that gets this run; needs --eps.")
+@limits
 @click.option("--dry-run", is_flag=True, help="Say what would be read and written; touch nothing.")
 @common
 def semantic(

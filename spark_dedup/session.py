@@ -23,6 +23,7 @@ __all__ = [
     "active_or_build",
     "barrier_slots",
     "build_session",
+    "describe_device",
     "is_connect",
     "job_progress",
     "require_delta",
@@ -65,6 +66,14 @@ def resolve_device(device: str = "auto", *, master: str | None = None) -> str:
     if device == "auto":
         return "gpu" if local and runtime.has_gpu() else "cpu"
     return "gpu"
+
+
+def describe_device(device: str = "auto") -> str:
+    """Return the device that would be used, and why."""
+    resolved = resolve_device(device)
+    if device != "auto":
+        return f"{resolved}, as asked for"
+    return f"{resolved}, as nvidia-smi finds {'a' if resolved == 'gpu' else 'no'} GPU on this machine"
 
 
 def build_session(

@@ -23,7 +23,8 @@ from spark_dedup.ids.assign import documents
 from spark_dedup.ids.registry import IdRegistry
 from spark_dedup.outputs import check_apart, check_output, exclusive
 from spark_dedup.paths import Location, delete, normalise_path, spark_path
-from spark_dedup.session import active_or_build, job_progress, resolve_device, settings
+from spark_dedup.rules import SafetyStopError, check_limits, over_a_limit
+from spark_dedup.session import active_or_build, describe_device, job_progress, resolve_device, settings
 from spark_dedup.tables import ID, col, require_columns
 from spark_dedup.workflows.id_lists import write_ids
 from spark_dedup.workflows.inputs import (
@@ -92,6 +93,8 @@ class ExactDeduplicationWorkflow:
         on_bad_lines: ``"error"`` or ``"skip"`` malformed JSON lines.
         output_mode: ``"error"`` or ``"overwrite"`` a finished output.
         ledger: folder or schema of a ledger that gets this run.
+        max_removed_fraction: stop before removing when more of the input than this is duplicates.
+        max_cluster_fraction: stop before removing when one group holds more of the input than this.
         device: ``auto``, ``cpu`` or ``gpu``; for the session that ``run`` builds when it is given none.
 
     Raises:
@@ -119,6 +122,8 @@ class ExactDeduplicationWorkflow:
     on_bad_lines: str = "error"
     output_mode: str = "error"
     ledger: Location | None = None
+    max_removed_fraction: float | None = None
+    max_cluster_fraction: float | None = None
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -134,6 +139,7 @@ class ExactDeduplicationWorkflow:
             raise InputError("identification_batchsize and total_nparts must be 1 or more")
         keep_order(self.keep)
         check_size(self.input_blocksize)
+        check_limits(self.max_removed_fraction, self.max_cluster_fraction)
 
     def run(self, spark: SparkSession | None = None) -> WorkflowResult:
         """Run the job.
@@ -168,9 +174,16 @@ class ExactDeduplicationWorkflow:
                 wrote = [IDS_FOLDER, GENERATOR_FILE] if self.assign_id else [IDS_FOLDER]
                 identified = steps.finish("identify", self._identify(session, found, output), wrote=wrote)
             metadata: dict[str, Any] = {"total_time": 0.0, **identified, "output_path": output}
-            if self.ledger is not None and steps.result("ledger") is None:
-                self._write_ledger(session, output, identified, began)
-                steps.finish("ledger", {})
+            stop = self._over_a_limit(session, output, identified)
+            if self.ledger is not None:
+                recorded = steps.result("ledger")
+                if recorded is None:
+                    recorded = self._write_ledger(session, output, identified, began, stop)
+                    if stop is None:
+                        steps.finish("ledger", recorded)
+                metadata |= recorded
+            if stop is not None:
+                raise stop
             if self.perform_removal:
                 removed = steps.result("remove")
                 if removed is None:
@@ -199,7 +212,7 @@ class ExactDeduplicationWorkflow:
                 "rows": rows,
                 # A row is shuffled as 32 hex digits, an id, and Spark's row header.
                 "shuffle_bytes": rows * 64 if rows is not None else None,
-                "device": resolve_device(self.device),
+                "device": describe_device(self.device),
                 "writes": ", ".join(writes),
                 "settings": ", ".join(f"{k}={v}" for k, v in (self._settings() | self._startup()).items())
                 or None,
@@ -224,6 +237,7 @@ class ExactDeduplicationWorkflow:
         return {
             **{name: getattr(self, name) for name in names},
             "ledger": None if self.ledger is None else str(self.ledger),
+            "rows_are_kept": self.ledger is not None or self.max_cluster_fraction is not None,
             "keep": keep_order(self.keep),
             "input": str(self.input_path),
             "registry": self._registry(),
@@ -325,7 +339,7 @@ class ExactDeduplicationWorkflow:
             verify=self.verify,
             n_partitions=self.total_nparts,
         )
-        if self.ledger is not None:
+        if self.ledger is not None or self.max_cluster_fraction is not None:
             rows = self._keep_rows(spark, rows, output)
         folder = f"{output}/{IDS_FOLDER}"
         with job_progress(spark, "writing duplicate ids"):
@@ -347,10 +361,30 @@ class ExactDeduplicationWorkflow:
             rows.write.mode("overwrite").parquet(kept)
         return spark.read.parquet(spark_path(kept))
 
+    def _kept_rows(self, spark: SparkSession, output: str) -> DataFrame:
+        return ledger_rows(spark.read.parquet(spark_path(f"{output}/{_LEDGER_ROWS}")))
+
+    def _over_a_limit(
+        self, spark: SparkSession, output: str, identified: Mapping[str, Any]
+    ) -> SafetyStopError | None:
+        """Return why nothing may be removed, or None. The ids, and the run in the ledger, stay for review."""
+        return over_a_limit(
+            None if self.max_cluster_fraction is None else self._kept_rows(spark, output),
+            num_documents=identified["num_documents"],
+            num_duplicates=identified["num_duplicates"],
+            max_removed_fraction=self.max_removed_fraction,
+            max_cluster_fraction=self.max_cluster_fraction,
+        )
+
     def _write_ledger(
-        self, spark: SparkSession, output: str, identified: Mapping[str, Any], began: datetime
-    ) -> None:
-        from spark_dedup.ledger import Run, describe_input, input_version, write_run
+        self,
+        spark: SparkSession,
+        output: str,
+        identified: Mapping[str, Any],
+        began: datetime,
+        stop: SafetyStopError | None,
+    ) -> dict[str, Any]:
+        from spark_dedup.ledger import DONE, STOPPED, Run, describe_input, input_version, write_run
 
         run = Run(
             method="exact",
@@ -362,13 +396,22 @@ class ExactDeduplicationWorkflow:
             num_duplicates=identified["num_duplicates"],
             started_at=began,
             registry=self._registry(),
-            parameters={"text_field": self.text_field, "keep": keep_order(self.keep), "verify": self.verify},
+            parameters={
+                "text_field": self.text_field,
+                "input_filetype": self.input_filetype,
+                "keep": keep_order(self.keep),
+                "verify": self.verify,
+                "max_removed_fraction": self.max_removed_fraction,
+                "max_cluster_fraction": self.max_cluster_fraction,
+            },
+            status=DONE if stop is None else STOPPED,
+            message=None if stop is None else str(stop),
             times={"identification_time": identified["identification_time"]},
             device=resolve_device(self.device),
         )
         with job_progress(spark, "writing the ledger"):
-            rows = spark.read.parquet(spark_path(f"{output}/{_LEDGER_ROWS}"))
-            write_run(spark, self.ledger or "", run, ledger_rows(rows))
+            ledger = write_run(spark, self.ledger or "", run, self._kept_rows(spark, output))
+        return {"ledger": ledger.location, "run_id": run.run_id}
 
     def _remove(self, spark: SparkSession, output: str) -> dict[str, Any]:
         from spark_dedup.workflows.removal import TextDuplicatesRemovalWorkflow

@@ -10,10 +10,13 @@ from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from pyspark.sql import functions as F
+
 from spark_dedup.datasets import read_dataset
 from spark_dedup.errors import InputError
 from spark_dedup.outputs import exclusive, staged
 from spark_dedup.paths import Location, delete, exists, normalise_path
+from spark_dedup.rules import SafetyStopError, check_limits, over_a_limit
 from spark_dedup.semantic.identify import above_threshold, check_eps, identify_semantic
 from spark_dedup.semantic.ranking import (
     COSINE_DIST_TO_CENT_COL,
@@ -21,7 +24,7 @@ from spark_dedup.semantic.ranking import (
     RankingStrategy,
     check_ranking,
 )
-from spark_dedup.session import active_or_build, job_progress, resolve_device
+from spark_dedup.session import active_or_build, describe_device, job_progress, resolve_device
 from spark_dedup.workflows.clusters import KMEANS_FOLDER, KMeansStage, read_centroids
 from spark_dedup.workflows.result import WorkflowResult
 
@@ -64,6 +67,8 @@ class SemanticDeduplicationWorkflow(KMeansStage):
         eps: similarities of ``1 - eps`` and above are duplicates; None stops after the similarities.
         cache_kwargs: options for Spark's writer of the intermediate results.
         n_probe: clusters each record is compared in; more find pairs that a cluster border divides.
+        max_removed_fraction: stop, with what was found kept for review, when more than this would be removed.
+        max_cluster_fraction: stop likewise when one k-means cluster holds more of the records than this.
         ledger: folder or schema of a ledger to write the duplicates to, with their survivors.
 
     The other arguments are those of :class:`KMeansStage`; ``write_kwargs`` are for ``duplicates``.
@@ -80,9 +85,12 @@ class SemanticDeduplicationWorkflow(KMeansStage):
     cache_kwargs: Mapping[str, Any] | None = None
     n_probe: int = 1
     ledger: Location | None = None
+    max_removed_fraction: float | None = None
+    max_cluster_fraction: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_limits(self.max_removed_fraction, self.max_cluster_fraction)
         check_ranking(self.which_to_keep, self.distance_metric)
         if self.eps is not None:
             check_eps(self.eps)
@@ -118,11 +126,47 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             metadata |= {"num_duplicates": 0}
             if self.eps is not None:
                 metadata |= self._identify(session, cache, duplicates)
+            stop = self._over_a_limit(metadata)
             if self.ledger is not None:
-                metadata |= self._write_ledger(session, cache, metadata, began)
+                metadata |= self._write_ledger(session, cache, metadata, began, stop)
+            if stop is not None:
+                raise stop
             steps.close()
         metadata |= {"total_time": time.monotonic() - started, "output_path": output}
         return WorkflowResult("semantic_deduplication", metadata, OLD_KEYS)
+
+    def plan(self, spark: SparkSession | None = None) -> WorkflowResult:
+        """Say what would be read, compared and written, how large it is and where it runs; write nothing."""
+        session = active_or_build(spark, device=self.device)
+        output = normalise_path(self.output_path)
+        cache = normalise_path(self.cache_path) if self.cache_path is not None else output
+        owned = [f"{cache}/{KMEANS_FOLDER}", f"{cache}/{PAIRWISE_FOLDER}", f"{output}/{DUPLICATES_FOLDER}"]
+        found = self._inspect(session, owned)
+        rows = found.num_rows or 0
+        dim = self.embedding_dim or _width(self._read(session), self.embedding_field)
+        sizes = [-(-rows // self.n_clusters)] * self.n_clusters
+        known = exists(owned[0])
+        if known:
+            counts = read_dataset(session, owned[0]).groupBy("centroid").count().collect()
+            sizes = [int(row["count"]) for row in counts]
+        return WorkflowResult(
+            "semantic_deduplication (plan)",
+            {
+                "input": str(found.source),
+                "files": len(found.files) or None,
+                "bytes": found.num_bytes or None,
+                "rows": rows,
+                "dimensions": dim,
+                # Rows are laid out by cluster once: float32 embeddings, an id, and Spark's row header.
+                "shuffle_bytes": rows * (4 * dim + 40),
+                "largest_cluster": max(sizes, default=0),
+                "largest_cluster_is": "of the clusters that lie there" if known else "if all were even",
+                "pairwise_multiplications": self.n_probe * sum(n * (n - 1) // 2 for n in sizes) * dim,
+                "device": describe_device(self.device),
+                "writes": ", ".join(owned if self.eps is not None else owned[:2]),
+                "settings": f"max_iter={self.max_iter}, pairwise_batch_size={self.pairwise_batch_size}",
+            },
+        )
 
     def _identity(self) -> dict[str, Any]:
         names = ("which_to_keep", "distance_metric", "n_probe")
@@ -187,10 +231,32 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             clusters=clusters.withColumnRenamed(self.id_field, "id"),
         )
 
+    def _over_a_limit(self, metadata: Mapping[str, Any]) -> SafetyStopError | None:
+        """Return why nothing may be removed, or None. What was found stays for review."""
+        total, largest = metadata["num_documents"], metadata["largest_cluster"]
+        limit = self.max_cluster_fraction
+        if limit is not None and total and largest / total > limit:
+            return SafetyStopError(
+                f"stopped before removing: the largest cluster holds {largest:,} of {total:,} records "
+                f"({largest / total:.1%}), over max_cluster_fraction={limit:g}. Look at its records, ask for more "
+                "clusters, or raise the limit"
+            )
+        return over_a_limit(
+            None,
+            num_documents=total,
+            num_duplicates=metadata["num_duplicates"],
+            max_removed_fraction=self.max_removed_fraction,
+        )
+
     def _write_ledger(
-        self, spark: SparkSession, cache: str, metadata: Mapping[str, Any], began: datetime
+        self,
+        spark: SparkSession,
+        cache: str,
+        metadata: Mapping[str, Any],
+        began: datetime,
+        stop: SafetyStopError | None,
     ) -> dict[str, Any]:
-        from spark_dedup.ledger import Run, describe_input, input_version, write_run
+        from spark_dedup.ledger import DONE, STOPPED, Run, describe_input, input_version, write_run
 
         with job_progress(spark, "writing the ledger"):
             rows = self._ledger_rows(spark, cache)
@@ -203,12 +269,27 @@ class SemanticDeduplicationWorkflow(KMeansStage):
                 num_groups=rows.select("kept_id").distinct().count(),
                 num_duplicates=metadata["num_duplicates"],
                 started_at=began,
-                parameters={**self._identity(), "eps": self.eps},
+                parameters={
+                    **self._identity(),
+                    "eps": self.eps,
+                    "max_removed_fraction": self.max_removed_fraction,
+                    "max_cluster_fraction": self.max_cluster_fraction,
+                },
                 times={name: value for name, value in metadata.items() if name.endswith("_time")},
                 device=resolve_device(self.device),
+                status=DONE if stop is None else STOPPED,
+                message=None if stop is None else str(stop),
             )
             ledger = write_run(spark, str(self.ledger), run, rows)
         return {"ledger": ledger.location, "run_id": run.run_id}
+
+
+def _width(df: DataFrame, field: str) -> int:
+    """Return the length of the first embedding."""
+    from spark_dedup.semantic.embeddings import array_column
+
+    first = df.select(F.size(array_column(df, field)).alias("n")).where("n > 0").first()
+    return int(first["n"]) if first else 0
 
 
 def _options(options: Mapping[str, Any] | None) -> dict[str, Any]:
