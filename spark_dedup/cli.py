@@ -162,7 +162,6 @@ def remove(input_path: tuple[str, ...], overwrite: bool, **options: Any) -> Any:
 @click.option("--ledger", help="Folder or schema of a ledger that gets this run.")
 @click.option("--cache", "cache_path", help="Folder for what lies between the steps; default OUTPUT.")
 @click.option("--clear/--no-clear", "clear_output", default=True, help="Clear earlier results of this job.")
-@click.option("--ledger", help="Folder or schema of a ledger that gets this run; needs --eps.")
 @limits
 @click.option("--dry-run", is_flag=True, help="Say what would be read and written; touch nothing.")
 @common
