@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from spark_dedup.datasets import FileInfo
 from spark_dedup.errors import InputError
@@ -19,7 +19,7 @@ from spark_dedup.paths import filesystem, is_local, normalise_path
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-__all__ = ["FileRange", "file_ranges", "match_urls", "path_of", "table_files"]
+__all__ = ["FileRange", "file_ranges", "has_row_index", "match_urls", "path_of", "table_files", "url_of"]
 
 
 @dataclass(frozen=True)
@@ -151,15 +151,30 @@ def match_urls(urls: Sequence[str], paths: Collection[str]) -> dict[str, str]:
     return found
 
 
-def table_files(df: DataFrame) -> list[tuple[FileInfo, ...]]:
-    """Return the data files that a table is read from, each a batch of its own.
+def url_of(path: str) -> str:
+    """Return a path as Spark's scan of a table spells it: what Java's URI does not allow is percent-encoded."""
+    scheme, _, inner = path.rpartition("://")
+    encoded = "".join(quote(c, safe="/!$&'()*+,;=:@~") if ord(c) < 128 else c for c in inner)
+    return f"{scheme}://{encoded}" if scheme else f"file:///{encoded.lstrip('/')}"
 
-    Raises:
-        InputError: the table has no data files whose rows have places.
-    """
+
+def has_row_index(df: DataFrame) -> bool:
+    """Return whether a scan tells each row's place in its file; Delta's does where rows may be deleted in place."""
+    from pyspark.errors import AnalysisException
+
+    hidden = "__metadata" if "_metadata" in df.columns else "_metadata"
+    try:
+        return bool(df.select(f"{hidden}.row_index").columns)
+    except AnalysisException:
+        return False
+
+
+def table_files(df: DataFrame) -> list[tuple[FileInfo, ...]]:
+    """Return the data files that a table is read from, each a batch of its own."""
     files: list[tuple[FileInfo, ...]] = []
     for url in sorted(df.inputFiles()):
-        path = normalise_path(unquote(url))
+        # Delta does not encode what it names here, other tables do; normalise_path looks which one exists.
+        path = normalise_path(url)
         if is_local(path):
             stat = os.stat(path)
             files.append((FileInfo(path, stat.st_size, stat.st_mtime_ns // 1_000_000),))

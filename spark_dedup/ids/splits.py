@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from spark_dedup.datasets import is_table_name
-from spark_dedup.ids.files import FileRange
-from spark_dedup.ids.generator import stale_error
+from spark_dedup.errors import InputError
+from spark_dedup.ids.files import FileRange, path_of
+from spark_dedup.ids.generator import named_few, stale_error
 from spark_dedup.ids.rows import as_frame
 from spark_dedup.paths import filesystem, spark_path
 
@@ -147,21 +148,28 @@ def small_table(spark: SparkSession, rows: pa.Table, near: str | None) -> DataFr
     return spark.read.parquet(spark_path(f"{near}/{name}"))
 
 
-def split_table(splits: Sequence[Split], ranges: Mapping[str, FileRange]) -> pa.Table:
+def split_table(splits: Sequence[Split], ranges: Sequence[FileRange]) -> pa.Table:
     """Return the first id of each split.
 
     Args:
         splits: all splits of the files that are read.
-        ranges: URL → id range of the file.
+        ranges: the files and their ids.
 
     Raises:
         StaleBatchError: a file has another number of rows than were registered.
+        InputError: a split belongs to none of the files.
     """
-    now = rows_by_url(splits)
+    by_path = {r.path: r for r in ranges}
+    rows = rows_by_url(splits)
+    paths = {url: path_of(url, by_path) for url in rows}
+    files = {url: by_path[path] for url, path in paths.items() if path is not None}
+    if len(files) < len(rows):
+        raise InputError(f"Spark also reads {named_few(sorted(rows.keys() - files.keys()))}: read it anew")
+    now = {files[url].path: count for url, count in rows.items()}
     stale = [
-        f"{r.path} ({r.count} rows then, {now.get(url, 0)} now)"
-        for url, r in ranges.items()
-        if now.get(url, 0) != r.count
+        f"{r.path} ({r.count} rows then, {now.get(r.path, 0)} now)"
+        for r in ranges
+        if now.get(r.path, 0) != r.count
     ]
     if stale:
         raise stale_error(stale)
@@ -169,7 +177,7 @@ def split_table(splits: Sequence[Split], ranges: Mapping[str, FileRange]) -> pa.
     place: dict[str, int] = {}
     for split in ordered:
         before = place.get(split.url, 0)
-        firsts.append(ranges[split.url].first_id + before)
+        firsts.append(files[split.url].first_id + before)
         place[split.url] = before + split.count
     names = {
         URL: pa.array([s.url for s in ordered], pa.string()),
