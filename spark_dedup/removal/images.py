@@ -1,0 +1,318 @@
+"""Images without their duplicates: rows, folders of files, WebDataset shards."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import tarfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from spark_dedup.datasets import FileInfo, Named, list_files, read_dataset
+from spark_dedup.errors import InputError
+from spark_dedup.outputs import check_output, exclusive, staged
+from spark_dedup.paths import Location, filesystem, normalise_path
+from spark_dedup.removal.shards import copy_without, sample_keys
+from spark_dedup.session import is_connect
+from spark_dedup.tables import col, require_columns
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+__all__ = ["IMAGE_ENDINGS", "ImageDuplicatesRemovalStage"]
+
+logger = logging.getLogger(__name__)
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
+_LISTED = "__spark_dedup_listed"
+_PATIENCE_S = 10.0
+Batches = Iterable[pa.RecordBatch]
+
+
+@dataclass
+class ImageDuplicatesRemovalStage:
+    """Keep the images whose id is not listed.
+
+    Args:
+        removal_parquets_dir: parquet files of ids to remove, nested folders included, or a table.
+        duplicate_id_field: their id column.
+        verbose: log how many ids are listed and removed.
+        num_workers_per_node: accepted as in NeMo Curator; Spark places its tasks by itself.
+        name: name in logs.
+        cast_ids: compare ids as text where one side has integers and the other strings; warns. Without it that is
+            an error: ``7`` and ``"007"`` are different ids, whoever made them.
+    """
+
+    removal_parquets_dir: Named
+    duplicate_id_field: str = "id"
+    verbose: bool = False
+    num_workers_per_node: int | None = None
+    name: str = "image_dedup_filter"
+    cast_ids: bool = False
+    _removed: Callable[[], int | None] | None = field(default=None, init=False, repr=False)
+
+    def process(self, images: DataFrame, image_id_field: str = "image_id") -> DataFrame:
+        """Return the rows whose id is not listed; lazy, with all columns and the order of rows as they were.
+
+        Args:
+            images: rows with an id, of any source: parquet with image bytes, ``binaryFile``, a table.
+            image_id_field: their id column. Rows with a null id are kept.
+
+        Raises:
+            FileNotFoundError: there are no parquet files of ids.
+            InputError: an absent id column, or id types that do not match.
+        """
+        from pyspark.sql import functions as F
+
+        require_columns(images, [image_id_field], where="the images")
+        spark = images.sparkSession
+        listed, as_text = self._listed(spark, images.schema[image_id_field].dataType.simpleString())
+        own = col(image_id_field).cast("string") if as_text else col(image_id_field)
+        marked = images.join(F.broadcast(listed.distinct()), own == F.col(_LISTED), "left")
+        observation = _observation(spark)
+        counted = marked.observe(observation, F.count(_LISTED).alias("removed"))
+        self._removed = lambda: _observed(observation)
+        return counted.where(F.col(_LISTED).isNull()).drop(_LISTED)
+
+    @property
+    def num_removed(self) -> int:
+        """Rows that the first action on the latest ``process`` removed, or images that a ``filter_*`` removed.
+
+        An action that stops early, such as ``show``, counts only what it read.
+
+        Raises:
+            RuntimeError: there was no action yet.
+        """
+        removed = self._removed() if self._removed is not None else None
+        if removed is None:
+            raise RuntimeError(
+                f"{self.name}: nothing was removed yet; run an action on what process() returns"
+            )
+        return removed
+
+    def filter_folder(
+        self, spark: SparkSession, folder: Named, output: Location, *, endings: Sequence[str] = IMAGE_ENDINGS
+    ) -> int:
+        """Copy the images that remain to a new folder, byte for byte, at the same places below it.
+
+        An image's id is its path below ``folder``, without the ending.
+
+        Args:
+            spark: any session.
+            folder: folder or folders of image files, nested ones included.
+            output: new folder; it appears when all images are there.
+            endings: of image files.
+
+        Returns:
+            Number of images copied.
+        """
+        from pyspark.sql import functions as F
+
+        check_output(output, inputs=_roots(folder))
+        found = list_files(folder, extensions=_cases(endings))
+        places = _places(found, _roots(folder))
+        images = _frame(
+            spark,
+            [(file.path, place, place.rsplit(".", 1)[0]) for file, place in zip(found, places, strict=True)],
+            "path string, place string, id string",
+        )
+        listed, _ = self._listed(spark, "string")
+        kept = images.join(F.broadcast(listed), F.col("id") == F.col(_LISTED), "left_anti")
+        with exclusive(output), staged(output) as aside:
+            os.makedirs(aside, exist_ok=True)
+
+            def copy(batches: Batches) -> Iterator[pa.RecordBatch]:
+                for batch in batches:
+                    rows = batch.select(["path", "place"]).to_pylist()
+                    for row in rows:
+                        _copy_file(row["path"], f"{aside}/{row['place']}")
+                    yield pa.record_batch({"n": pa.array([len(rows)], pa.int64())})
+
+            copied = kept.mapInArrow(copy, "n bigint").agg(F.sum("n")).first()
+        written = int(copied[0] or 0) if copied else 0
+        self._settle(len(found) - written, output)
+        return written
+
+    def filter_shards(self, spark: SparkSession, shards: Named, output: Location) -> int:
+        """Write WebDataset shards anew without the samples listed, every kept member byte for byte.
+
+        A sample's id is its key: the path in the tar up to the first dot of the file name. All its members go with
+        it. Each shard is streamed by one task, so its size does not matter.
+
+        Args:
+            spark: any session.
+            shards: folder, folders or files of uncompressed ``.tar`` shards.
+            output: new folder; it appears when all shards are there.
+
+        Returns:
+            Number of samples kept.
+
+        Raises:
+            InputError: naming shards that are truncated or no tar.
+        """
+        from pyspark.sql import functions as F
+
+        check_output(output, inputs=_roots(shards))
+        found = list_files(shards, extensions=(".tar",))
+        places = _places(found, _roots(shards))
+        rows = [(file.path, place) for file, place in zip(found, places, strict=True)]
+        work = _frame(spark, rows, "path string, place string")
+        keys = work.mapInArrow(_list_keys, "path string, key string, error string").localCheckpoint()
+        broken = [
+            f"{row['path']} ({row['error']})" for row in keys.where("error IS NOT NULL").limit(5).collect()
+        ]
+        if broken:
+            raise InputError(f"unreadable shard(s): {'; '.join(broken)}. Write them again or remove them")
+        listed, _ = self._listed(spark, "string")
+        gone = keys.join(F.broadcast(listed), F.col("key") == F.col(_LISTED), "left_semi")
+        by_shard = gone.groupBy("path").agg(F.collect_set("key").alias("keys"))
+        tasks = work.join(by_shard, "path", "left")
+        with exclusive(output), staged(output) as aside:
+            os.makedirs(aside, exist_ok=True)
+
+            def rewrite(batches: Batches) -> Iterator[pa.RecordBatch]:
+                for batch in batches:
+                    for row in batch.to_pylist():
+                        _rewrite(row["path"], f"{aside}/{row['place']}", frozenset(row["keys"] or ()))
+                    yield pa.record_batch({"n": pa.array([batch.num_rows], pa.int64())})
+
+            written = tasks.mapInArrow(rewrite, "n bigint").agg(F.sum("n")).first()
+            if not written or written[0] != len(found):
+                raise RuntimeError(f"{written} shards written of {len(found)}; nothing was published")
+            total, removed = keys.where("key IS NOT NULL").count(), gone.count()
+        self._settle(removed, output)
+        return total - removed
+
+    def _listed(self, spark: SparkSession, own: str) -> tuple[DataFrame, bool]:
+        """Return the ids to remove in a column of ours, and whether both sides are compared as text."""
+        listed = self._read_list(spark)
+        require_columns(listed, [self.duplicate_id_field], where="the list of duplicate ids")
+        other = listed.schema[self.duplicate_id_field].dataType.simpleString()
+        integers = ("tinyint", "smallint", "int", "bigint")
+        ids = col(self.duplicate_id_field)
+        if own == other or (own in integers and other in integers):
+            return listed.select(ids.alias(_LISTED)), False
+        mixed = {own, other} - set(integers)
+        if mixed != {"string"}:
+            raise InputError(
+                f"image ids are {own}, the listed ids {other}: these never match; cast one of them"
+            )
+        if not self.cast_ids:
+            raise InputError(
+                f"image ids are {own}, the listed ids {other}: cast one of them, or set cast_ids=True to compare "
+                "them as text"
+            )
+        logger.warning("%s: image ids are %s, the listed ids %s: compared as text", self.name, own, other)
+        return listed.select(ids.cast("string").alias(_LISTED)), True
+
+    def _read_list(self, spark: SparkSession) -> DataFrame:
+        given = self.removal_parquets_dir
+        try:
+            listed = read_dataset(spark, given)
+        except FileNotFoundError as error:
+            shown = ", ".join(map(str, [given] if isinstance(given, str | os.PathLike) else given))
+            raise FileNotFoundError(f"No parquet files found in {shown}") from error
+        if self.verbose:
+            logger.info("%s: %s ids are listed", self.name, f"{listed.count():,}")
+        return listed
+
+    def _settle(self, removed: int, output: Location) -> None:
+        self._removed = lambda: removed
+        if self.verbose:
+            logger.info("%s: %s images removed, the others are in %s", self.name, f"{removed:,}", output)
+
+
+def _observation(spark: SparkSession) -> Any:
+    if is_connect(spark):
+        from pyspark.sql.connect.observation import Observation as Remote
+
+        return Remote()
+    from pyspark.sql import Observation
+
+    return Observation()
+
+
+def _observed(observation: Any) -> int | None:
+    """Return the metric of a finished action; Spark's own call would wait for one without end."""
+    found: list[int] = []
+
+    def ask() -> None:
+        metrics = observation.get
+        if metrics:
+            found.append(int(metrics["removed"]))
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_PATIENCE_S)
+    return found[0] if found else None
+
+
+def _roots(named: Named) -> list[str]:
+    return [normalise_path(path) for path in ([named] if isinstance(named, str | os.PathLike) else named)]
+
+
+def _cases(endings: Sequence[str]) -> list[str]:
+    return [case for ending in endings for case in dict.fromkeys((ending, ending.upper()))]
+
+
+def _places(files: Sequence[FileInfo], roots: Sequence[str]) -> list[str]:
+    """Return where each file goes below the output: its path below what was named."""
+    places = []
+    for file in files:
+        root = next((r for r in roots if file.path.startswith(f"{r}/")), None)
+        places.append(file.path[len(root) + 1 :] if root else file.path.rsplit("/", 1)[1])
+    seen: dict[str, str] = {}
+    for file, place in zip(files, places, strict=True):
+        if place in seen:
+            raise InputError(
+                f"{seen[place]} and {file.path} would both become {place}: take the folders apart"
+            )
+        seen[place] = file.path
+    return places
+
+
+def _frame(spark: SparkSession, rows: Sequence[tuple[Any, ...]], schema: str) -> DataFrame:
+    return spark.createDataFrame(rows, schema).repartition(min(len(rows), 1024))
+
+
+def _list_keys(batches: Batches) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        for path in batch.column("path").to_pylist():
+            fs, inner = filesystem(path)
+            keys: list[str | None] = []
+            error = None
+            try:
+                with fs.open(inner, "rb") as file:
+                    keys += sample_keys(file)
+            except (tarfile.TarError, OSError, EOFError) as problem:
+                keys, error = [None], str(problem).splitlines()[0] or type(problem).__name__
+            n = len(keys)
+            columns = [[path] * n, keys, [error] * n]
+            names = ["path", "key", "error"]
+            yield pa.record_batch([pa.array(c, pa.string()) for c in columns], names=names)
+
+
+def _copy_file(source: str, target: str) -> None:
+    with _pair(source, target) as (reader, writer):
+        shutil.copyfileobj(reader, writer, 1 << 20)
+
+
+def _rewrite(source: str, target: str, keys: frozenset[str]) -> None:
+    with _pair(source, target) as (reader, writer):
+        copy_without(reader, writer, keys)
+
+
+@contextlib.contextmanager
+def _pair(source: str, target: str) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """Open a file to read and one to write, on any store, making the folder of the second."""
+    fs, inner = filesystem(source)
+    to, name = filesystem(target)
+    to.makedirs(name.rsplit("/", 1)[0], exist_ok=True)
+    with fs.open(inner, "rb") as reader, to.open(name, "wb") as writer:
+        yield reader, writer

@@ -1,0 +1,76 @@
+"""WebDataset shards: samples of a tar file, and a new tar without some of them, byte for byte."""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import IO
+
+__all__ = ["Member", "copy_without", "members", "sample_keys"]
+
+_KEY = re.compile(r"(?:\./)*((?:.*/)?[^./][^./]*)\.[^/]*", re.DOTALL)
+_BLOCK = 1 << 20
+_RECORD = 10240
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member of a tar file: its sample's key, and the bytes that hold it with its headers.
+
+    Attributes:
+        key: path up to the first dot of the file name, as WebDataset groups members; None for what is no sample.
+        start: first byte, of an extended header where there is one.
+        end: first byte after its padded data.
+    """
+
+    key: str | None
+    start: int
+    end: int
+
+
+def members(file: IO[bytes]) -> Iterator[Member]:
+    """Yield the members of an uncompressed tar file, in order.
+
+    Raises:
+        tarfile.TarError: the file is no tar, or truncated.
+    """
+    size = file.seek(0, 2)
+    file.seek(0)
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        while (found := tar.next()) is not None:
+            end = tar.offset
+            if end > size:
+                raise tarfile.ReadError(f"truncated in {found.name}")
+            match = _KEY.fullmatch(found.name) if found.isfile() else None
+            yield Member(match[1] if match else None, found.offset, end)
+            tar.members.clear()  # type: ignore[attr-defined]  # of a large shard, tarfile would keep every one
+
+
+def sample_keys(file: IO[bytes]) -> list[str]:
+    """Return the keys of a shard's samples, each once, in order."""
+    return list(dict.fromkeys(member.key for member in members(file) if member.key is not None))
+
+
+def copy_without(source: IO[bytes], target: IO[bytes], keys: Collection[str]) -> None:
+    """Copy a tar file but for the members of some samples; all other bytes, global headers too, as they are."""
+    written = end = 0
+    for member in list(members(source)):
+        gone = member.key is not None and member.key in keys
+        # What lies between two members is a global header, which holds for all that follow.
+        written += _copy(source, target, end, member.start if gone else member.end)
+        end = member.end
+    target.write(b"\0" * (1024 + -(written + 1024) % _RECORD))
+
+
+def _copy(source: IO[bytes], target: IO[bytes], start: int, end: int) -> int:
+    source.seek(start)
+    left = end - start
+    while left:
+        block = source.read(min(left, _BLOCK))
+        if not block:
+            raise tarfile.ReadError("truncated")
+        target.write(block)
+        left -= len(block)
+    return end - start
