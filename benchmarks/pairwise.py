@@ -201,7 +201,9 @@ def true_pairs(x, eps, block=2048):
 def session():
     from spark_dedup import build_session
 
-    return build_session("bench", device="cpu", master="local[2]", conf={"spark.driver.memory": "3g"})
+    # Spark's fast parquet reader does not know the encoding of embeddings written as split byte streams.
+    conf = {"spark.driver.memory": "3g", "spark.sql.parquet.enableVectorizedReader": "false"}
+    return build_session("bench", device="cpu", master="local[2]", conf=conf)
 
 
 def main():

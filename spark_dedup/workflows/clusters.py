@@ -7,32 +7,37 @@ import io
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spark_dedup.datasets import Named, read_dataset
+from spark_dedup.datasets import FileInfo, Named, read_dataset
 from spark_dedup.errors import InputError
+from spark_dedup.footers import parquet_footers
 from spark_dedup.outputs import check_output, exclusive, staged
-from spark_dedup.paths import Location, filesystem, normalise_path
-from spark_dedup.session import active_or_build, job_progress
+from spark_dedup.paths import Location, filesystem, is_local, normalise_path
+from spark_dedup.semantic.assign import assign_clusters, cluster_layout
+from spark_dedup.semantic.embeddings import array_column, check_invalid_option, embedding_width
+from spark_dedup.semantic.kmeans import check_init, check_parameters, fit_kmeans
+from spark_dedup.session import active_or_build, job_progress, settings
 from spark_dedup.tables import col, require_columns
 from spark_dedup.workflows.inputs import JobInput, check_unique_ids, inspect_input
 from spark_dedup.workflows.result import WorkflowResult
-from spark_dedup.workflows.steps import Steps, fingerprint
+from spark_dedup.workflows.steps import Steps, fingerprint, steps_of
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-__all__ = ["CENTROIDS_FILE", "KMEANS_FOLDER", "KMeansStage", "read_centroids"]
+__all__ = ["CENTROIDS_FILE", "KMEANS_FOLDER", "KMeansStage", "given_options", "read_centroids"]
 
 logger = logging.getLogger(__name__)
 
 KMEANS_FOLDER = "kmeans_results"
 CENTROIDS_FILE = "kmeans_centroids.npy"
+_FOOTERS = 16
 
 
 @dataclass(eq=False)
@@ -101,9 +106,6 @@ class KMeansStage:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        from spark_dedup.semantic.embeddings import check_invalid_option
-        from spark_dedup.semantic.kmeans import check_init, check_parameters
-
         check_parameters(
             self.n_clusters,
             self.max_iter,
@@ -123,16 +125,41 @@ class KMeansStage:
         session = active_or_build(spark, device=self.device)
         output = normalise_path(self.output_path)
         with ExitStack() as held:
-            found = self._inspect(session, [f"{output}/{KMEANS_FOLDER}"])
+            found = self._inspect(session, self._folders())
             held.enter_context(exclusive(output))
-            steps = self._steps(output, found, [KMEANS_FOLDER])
-            done = steps.result("kmeans") or steps.finish("kmeans", self._cluster(session, output))
+            steps = held.enter_context(self._steps(output, found, [KMEANS_FOLDER]))
+            done = self._clustered(session, steps, found, output, self.write_kwargs)
             steps.close()
         return WorkflowResult("kmeans", {"total_time": time.monotonic() - started, **done})
 
-    def _steps(self, folder: str, found: JobInput, owned: Sequence[str]) -> Steps:
+    def _folders(self) -> list[str]:
+        """Return the folders that are replaced; no input may lie in them."""
+        return [f"{normalise_path(self.output_path)}/{KMEANS_FOLDER}"]
+
+    def _width(self, spark: SparkSession, found: JobInput) -> int:
+        """Return the length of an embedding."""
+        with settings(spark, _reader_settings(found.files), reason=type(self).__name__):
+            return embedding_width(self._read(spark), self.embedding_field, self.embedding_dim)
+
+    def _steps(self, folder: str, found: JobInput, owned: Sequence[str]) -> AbstractContextManager[Steps]:
         mode = "overwrite" if self.clear_output else "error"
-        return Steps(folder, fingerprint(self._identity(), found.files), owned=owned, mode=mode)
+        return steps_of(folder, fingerprint(self._identity(), found.files), owned=owned, mode=mode)
+
+    def _clustered(
+        self,
+        spark: SparkSession,
+        steps: Steps,
+        found: JobInput,
+        folder: str,
+        options: Mapping[str, Any] | None,
+    ) -> dict[str, Any]:
+        """Return the outcome of the k-means step, which runs unless it is finished."""
+        done = steps.result("kmeans")
+        if done is None:
+            with settings(spark, _reader_settings(found.files), reason=type(self).__name__):
+                done = self._cluster(spark, folder, options)
+            steps.finish("kmeans", done, wrote=[KMEANS_FOLDER])
+        return done
 
     def _identity(self) -> dict[str, Any]:
         """Return what decides the clusters, beside the input's files."""
@@ -161,8 +188,6 @@ class KMeansStage:
 
     def _inspect(self, spark: SparkSession, folders: Sequence[str]) -> JobInput:
         """Check input and outputs before any work."""
-        from spark_dedup.semantic.embeddings import array_column
-
         columns = [self.id_field, self.embedding_field, *self._kept_fields()]
         found = inspect_input(
             spark,
@@ -186,13 +211,8 @@ class KMeansStage:
             )
         return JobInput(found.source, found.files, rows)
 
-    def _cluster(
-        self, spark: SparkSession, output: str, options: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
+    def _cluster(self, spark: SparkSession, output: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
         """Fit, assign and write; return counts, quality and time."""
-        from spark_dedup.semantic.assign import assign_clusters, cluster_layout
-        from spark_dedup.semantic.kmeans import fit_kmeans
-
         started = time.monotonic()
         # Columns that nobody asked for need not travel.
         df = self._read(spark).select(
@@ -228,7 +248,7 @@ class KMeansStage:
         rows = cluster_layout(assigned, cluster_sizes=sizes, id_field=self.id_field)
         folder = f"{output}/{KMEANS_FOLDER}"
         with staged(folder, mode="overwrite") as aside, job_progress(spark, "writing the clusters"):
-            writer = rows.write.partitionBy("centroid").options(**_given(options or self.write_kwargs))
+            writer = rows.write.partitionBy("centroid").options(**given_options(options))
             writer.parquet(aside)
             _write_centroids(f"{aside}/{CENTROIDS_FILE}", model.centroids)
         counts = _count(spark, folder)
@@ -245,6 +265,17 @@ class KMeansStage:
                 "%d clusters of up to %d records, inertia %.6g", len(counts), max(counts), done["inertia"]
             )
         return done
+
+
+def _reader_settings(files: Sequence[FileInfo]) -> dict[str, str]:
+    """Return the setting that reads floats split into byte streams, which Spark's fast reader does not."""
+    checked = [f for f in files if f.path.endswith(".parquet") and is_local(f.path)]
+    for footer in parquet_footers(checked[:_FOOTERS]):
+        for group in range(footer.num_row_groups):
+            columns = [footer.row_group(group).column(i) for i in range(footer.num_columns)]
+            if any("BYTE_STREAM_SPLIT" in column.encodings for column in columns):
+                return {"spark.sql.parquet.enableVectorizedReader": "false"}
+    return {}
 
 
 def read_centroids(folder: str) -> NDArray[np.float32]:
@@ -267,5 +298,6 @@ def _count(spark: SparkSession, folder: str) -> list[int]:
     return [int(row["count"]) for row in counted]
 
 
-def _given(options: Mapping[str, Any] | None) -> dict[str, Any]:
+def given_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the options of Spark's writer that were given."""
     return {name: value for name, value in (options or {}).items() if value is not None}

@@ -10,14 +10,13 @@ from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pyspark.sql import functions as F
-
 from spark_dedup.datasets import read_dataset
 from spark_dedup.errors import InputError
 from spark_dedup.outputs import exclusive, staged
 from spark_dedup.paths import Location, delete, exists, normalise_path
 from spark_dedup.rules import SafetyStopError, check_limits, over_a_limit
 from spark_dedup.semantic.identify import above_threshold, check_eps, identify_semantic
+from spark_dedup.semantic.pairwise import pairwise_similarity
 from spark_dedup.semantic.ranking import (
     COSINE_DIST_TO_CENT_COL,
     L2_DIST_TO_CENT_COL,
@@ -25,7 +24,7 @@ from spark_dedup.semantic.ranking import (
     check_ranking,
 )
 from spark_dedup.session import active_or_build, describe_device, job_progress, resolve_device
-from spark_dedup.workflows.clusters import KMEANS_FOLDER, KMeansStage, read_centroids
+from spark_dedup.workflows.clusters import KMEANS_FOLDER, KMeansStage, given_options, read_centroids
 from spark_dedup.workflows.result import WorkflowResult
 
 if TYPE_CHECKING:
@@ -109,23 +108,27 @@ class SemanticDeduplicationWorkflow(KMeansStage):
         output = normalise_path(self.output_path)
         cache = normalise_path(self.cache_path) if self.cache_path is not None else output
         duplicates = f"{output}/{DUPLICATES_FOLDER}"
-        owned = [KMEANS_FOLDER, PAIRWISE_FOLDER]
+        owned = [KMEANS_FOLDER, PAIRWISE_FOLDER, *([DUPLICATES_FOLDER] if cache == output else [])]
         with ExitStack() as held:
-            found = self._inspect(session, [f"{cache}/{name}" for name in owned] + [duplicates])
+            found = self._inspect(session, self._folders())
             for folder in dict.fromkeys([output, cache]):
                 held.enter_context(exclusive(folder))
             if not self.clear_output and exists(duplicates):
-                raise FileExistsError(f"output {duplicates} exists: choose another or clear_output=True")
-            steps = self._steps(cache, found, owned)
-            delete(duplicates)
-            metadata: dict[str, Any] = {"total_time": 0.0}
-            metadata |= steps.result("kmeans") or steps.finish(
-                "kmeans", self._cluster(session, cache, self.cache_kwargs)
-            )
-            metadata |= steps.result("pairwise") or steps.finish("pairwise", self._compare(session, cache))
-            metadata |= {"num_duplicates": 0}
-            if self.eps is not None:
-                metadata |= self._identify(session, cache, duplicates)
+                raise FileExistsError(
+                    f"output {duplicates} exists: choose another folder or clear_output=True"
+                )
+            steps = held.enter_context(self._steps(cache, found, owned))
+            metadata: dict[str, Any] = {"total_time": 0.0, "num_duplicates": 0}
+            metadata |= self._clustered(session, steps, found, cache, self.cache_kwargs)
+            compared = steps.result("pairwise")
+            if compared is None:
+                compared = steps.finish("pairwise", self._compare(session, cache), wrote=[PAIRWISE_FOLDER])
+            metadata |= compared
+            if self.eps is None:
+                delete(duplicates)
+            else:
+                wrote = [DUPLICATES_FOLDER]
+                metadata |= steps.finish("identify", self._identify(session, cache, duplicates), wrote=wrote)
             stop = self._over_a_limit(metadata)
             if self.ledger is not None:
                 metadata |= self._write_ledger(session, cache, metadata, began, stop)
@@ -138,16 +141,14 @@ class SemanticDeduplicationWorkflow(KMeansStage):
     def plan(self, spark: SparkSession | None = None) -> WorkflowResult:
         """Say what would be read, compared and written, how large it is and where it runs; write nothing."""
         session = active_or_build(spark, device=self.device)
-        output = normalise_path(self.output_path)
-        cache = normalise_path(self.cache_path) if self.cache_path is not None else output
-        owned = [f"{cache}/{KMEANS_FOLDER}", f"{cache}/{PAIRWISE_FOLDER}", f"{output}/{DUPLICATES_FOLDER}"]
-        found = self._inspect(session, owned)
+        folders = self._folders()
+        found = self._inspect(session, folders)
         rows = found.num_rows or 0
-        dim = self.embedding_dim or _width(self._read(session), self.embedding_field)
+        dim = self._width(session, found)
         sizes = [-(-rows // self.n_clusters)] * self.n_clusters
-        known = exists(owned[0])
+        known = exists(folders[0])
         if known:
-            counts = read_dataset(session, owned[0]).groupBy("centroid").count().collect()
+            counts = read_dataset(session, folders[0]).groupBy("centroid").count().collect()
             sizes = [int(row["count"]) for row in counts]
         return WorkflowResult(
             "semantic_deduplication (plan)",
@@ -161,12 +162,18 @@ class SemanticDeduplicationWorkflow(KMeansStage):
                 "shuffle_bytes": rows * (4 * dim + 40),
                 "largest_cluster": max(sizes, default=0),
                 "largest_cluster_is": "of the clusters that lie there" if known else "if all were even",
-                "pairwise_multiplications": self.n_probe * sum(n * (n - 1) // 2 for n in sizes) * dim,
+                "pairwise_multiplications": self.n_probe**2 * sum(n * (n - 1) // 2 for n in sizes) * dim,
                 "device": describe_device(self.device),
-                "writes": ", ".join(owned if self.eps is not None else owned[:2]),
+                "writes": ", ".join(folders if self.eps is not None else folders[:2]),
                 "settings": f"max_iter={self.max_iter}, pairwise_batch_size={self.pairwise_batch_size}",
             },
         )
+
+    def _folders(self) -> list[str]:
+        """Return the folders that are replaced; no input may lie in them."""
+        output = normalise_path(self.output_path)
+        cache = normalise_path(self.cache_path) if self.cache_path is not None else output
+        return [f"{cache}/{KMEANS_FOLDER}", f"{cache}/{PAIRWISE_FOLDER}", f"{output}/{DUPLICATES_FOLDER}"]
 
     def _identity(self) -> dict[str, Any]:
         names = ("which_to_keep", "distance_metric", "n_probe")
@@ -181,8 +188,6 @@ class SemanticDeduplicationWorkflow(KMeansStage):
 
     def _compare(self, spark: SparkSession, cache: str) -> dict[str, Any]:
         """Write ``pairwise_results``."""
-        from spark_dedup.semantic.pairwise import pairwise_similarity
-
         started = time.monotonic()
         clusters = f"{cache}/{KMEANS_FOLDER}"
         pairs = pairwise_similarity(
@@ -201,7 +206,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             staged(f"{cache}/{PAIRWISE_FOLDER}", mode="overwrite") as aside,
             job_progress(spark, "comparing records inside their clusters"),
         ):
-            pairs.write.options(**_options(self.cache_kwargs)).parquet(aside)
+            pairs.write.options(**given_options(self.cache_kwargs)).parquet(aside)
         return {"pairwise_time": time.monotonic() - started}
 
     def _identify(self, spark: SparkSession, cache: str, folder: str) -> dict[str, Any]:
@@ -212,7 +217,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
         ids = pairs.filter(above_threshold(self.eps)).select("id")
         count = ids.count()
         files = max(1, -(-count // _IDS_PER_FILE))
-        options = _options(self.write_kwargs)
+        options = given_options(self.write_kwargs)
         if self._duplicates_num_row_groups_hint is not None:
             size = count * _ID_BYTES // (files * self._duplicates_num_row_groups_hint)
             options["parquet.block.size"] = max(1, size)
@@ -282,15 +287,3 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             )
             ledger = write_run(spark, str(self.ledger), run, rows)
         return {"ledger": ledger.location, "run_id": run.run_id}
-
-
-def _width(df: DataFrame, field: str) -> int:
-    """Return the length of the first embedding."""
-    from spark_dedup.semantic.embeddings import array_column
-
-    first = df.select(F.size(array_column(df, field)).alias("n")).where("n > 0").first()
-    return int(first["n"]) if first else 0
-
-
-def _options(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {name: value for name, value in (options or {}).items() if value is not None}

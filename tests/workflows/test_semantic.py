@@ -171,6 +171,27 @@ def test_unusable_embeddings_are_named_or_left_out(spark, tmp_path):
     assert (ran["num_documents"], ran["num_duplicates"], ran["num_invalid_embeddings"]) == (58, 48, 2)
 
 
+def test_floats_split_into_byte_streams_are_read(spark, tmp_path):
+    data = write(tmp_path / "in", near_copies())
+    file = data / "part-0.parquet"
+    pq.write_table(
+        pq.read_table(file), file, use_dictionary=False,
+        column_encoding={"id": "PLAIN", "embeddings.list.element": "BYTE_STREAM_SPLIT"},
+    )  # fmt: skip
+    before = spark.conf.get("spark.sql.parquet.enableVectorizedReader")
+    ran = SemanticDeduplicationWorkflow(data, tmp_path / "out", 4, eps=0.01).run(spark)
+    assert ran["num_duplicates"] == 50
+    assert spark.conf.get("spark.sql.parquet.enableVectorizedReader") == before
+
+
+def test_plan_touches_nothing(spark, tmp_path):
+    data = write(tmp_path / "in", near_copies())
+    planned = SemanticDeduplicationWorkflow(data, tmp_path / "out", 4, eps=0.01).plan(spark)
+    assert (planned["rows"], planned["dimensions"]) == (60, 8)
+    assert planned["pairwise_multiplications"] == 4 * (15 * 14 // 2) * 8
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
 def test_ledger(spark, tmp_path):
     data, ledger = write(tmp_path / "in", near_copies()), tmp_path / "ledger"
     SemanticDeduplicationWorkflow(data, tmp_path / "out", 4, eps=0.01, ledger=ledger).run(spark)
