@@ -61,7 +61,7 @@ def test_read_only_output_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_job_that_leaves_nothing_leaves_no_folder_and_no_lock(tmp_path):
-    with pytest.raises(InputError, match="no such thing"), exclusive(tmp_path / "a" / "b" / "out"):
+    with pytest.raises(InputError, match="no such thing"), exclusive(tmp_path / "a" / "b" / "out"):  # noqa: PT012
         assert (tmp_path / "a" / "b" / ".out.lock").exists()
         raise InputError("no such thing")
     assert tree(tmp_path) == []
@@ -131,7 +131,7 @@ def test_the_lock_ends_with_a_killed_process(tmp_path):
 
 def test_staged_publishes_whole_or_not_at_all(tmp_path):
     final = tmp_path / "out"
-    with pytest.raises(RuntimeError), staged(final) as aside:
+    with pytest.raises(RuntimeError), staged(final) as aside:  # noqa: PT012
         write(aside)
         raise RuntimeError
     assert tree(tmp_path) == []
@@ -148,7 +148,7 @@ def test_staged_publishes_whole_or_not_at_all(tmp_path):
 
 
 def test_an_output_that_appears_meanwhile_is_kept(tmp_path):
-    with pytest.raises(FileExistsError), staged(tmp_path / "out") as aside:
+    with pytest.raises(FileExistsError), staged(tmp_path / "out") as aside:  # noqa: PT012
         write(aside)
         write(tmp_path / "out", "other")
     assert (tmp_path / "out" / "part").read_text() == "other"

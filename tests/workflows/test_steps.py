@@ -78,7 +78,10 @@ def test_failing_before_the_first_step_leaves_things_as_they_were(tmp_path):
     fresh, there = tmp_path / "fresh", tmp_path / "there"
     there.mkdir()
     for out in (fresh, there):
-        with pytest.raises(ValueError, match="bad"), steps_of(out, "d", owned=OWNED, beside=["registry"]):
+        with (  # noqa: PT012
+            pytest.raises(ValueError, match="bad"),
+            steps_of(out, "d", owned=OWNED, beside=["registry"]),
+        ):
             make(out, "ids", "registry")
             raise ValueError("bad")
     assert not fresh.exists()

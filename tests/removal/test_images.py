@@ -1,0 +1,195 @@
+"""Image removal on real images: rows, folders, tar shards byte for byte; expected ids from hashes of the bytes."""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from spark_dedup import ImageDuplicatesRemovalStage
+from spark_dedup.errors import InputError
+from spark_dedup.removal.shards import copy_without, members
+
+
+@pytest.fixture(scope="module")
+def emoji(shared_data):
+    """The 72-pixel images: id → bytes, and the ids of all but the first of equal ones."""
+    rows = pq.read_table(shared_data / "images_noto_emoji" / "emoji.parquet").to_pylist()
+    images = {row["id"]: row["png"] for row in rows if row["size"] == 72}
+    first, surplus = {}, []
+    for key in sorted(images):
+        digest = hashlib.sha256(images[key]).digest()
+        surplus += [key] if digest in first else []
+        first.setdefault(digest, key)
+    assert len(surplus) == 10
+    return images, surplus
+
+
+def list_ids(folder, ids, name="id", kind=None):
+    os.makedirs(folder, exist_ok=True)
+    pq.write_table(pa.table({name: pa.array(ids, kind)}), f"{folder}/ids.parquet")
+    return str(folder)
+
+
+def test_rows_keep_columns_and_order(spark, emoji, tmp_path, shared_data):
+    images, surplus = emoji
+    stage = ImageDuplicatesRemovalStage(
+        list_ids(tmp_path / "nested" / "a", [*surplus, surplus[0], "unknown"], "dup"), "dup"
+    )
+    stage.removal_parquets_dir = tmp_path / "nested"
+    source = str(shared_data / "images_noto_emoji" / "emoji.parquet")
+    kept = stage.process(spark.read.parquet(source).where("size = 72"), image_id_field="id").toArrow()
+    want = [key for key in pq.read_table(source, columns=["id"]).column(0).to_pylist() if key in images]
+    assert kept.column("id").to_pylist() == [key for key in want if key not in surplus]
+    assert kept.schema.names == ["id", "cluster", "size", "png"]
+    assert all(images[row["id"]] == row["png"] for row in kept.to_pylist())
+    assert stage.num_removed == 10
+
+
+def test_bad_lists(spark, tmp_path, monkeypatch):
+    images = spark.createDataFrame([(1, b"x"), (2, b"y")], "image_id int, png binary")
+    with pytest.raises(FileNotFoundError, match=f"No parquet files found in {tmp_path}/none"):
+        ImageDuplicatesRemovalStage(tmp_path / "none").process(images)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=f"No parquet files found in {tmp_path}/empty"):
+        ImageDuplicatesRemovalStage(str(tmp_path / "empty")).process(images)
+    listed = list_ids(tmp_path / "ids", [1])
+    with pytest.raises(ValueError, match="column 'dup' not found in the list of duplicate ids; it has id"):
+        ImageDuplicatesRemovalStage(listed, duplicate_id_field="dup").process(images)
+    with pytest.raises(ValueError, match="column 'key' not found in the images"):
+        ImageDuplicatesRemovalStage(listed).process(images, "key")
+    monkeypatch.setattr("spark_dedup.removal.images._PATIENCE_S", 0.2)
+    stage = ImageDuplicatesRemovalStage(listed)
+    with pytest.raises(RuntimeError, match="run an action"):
+        _ = stage.num_removed
+    stage.process(images)
+    with pytest.raises(RuntimeError, match="run an action"):
+        _ = stage.num_removed
+
+
+def test_ids_of_other_types_match_only_when_cast(spark, tmp_path, caplog):
+    images = spark.createDataFrame([(1,), (2,), (None,)], "image_id int").coalesce(1)
+    listed = list_ids(tmp_path / "ids", ["1", "02"])
+    with pytest.raises(InputError, match="image ids are int, the listed ids string: cast one of them"):
+        ImageDuplicatesRemovalStage(listed).process(images)
+    assert "compared as text" not in caplog.text
+    kept = ImageDuplicatesRemovalStage(listed, cast_ids=True).process(images)
+    assert [row[0] for row in kept.collect()] == [2, None]
+    assert "compared as text" in caplog.text
+
+
+def test_folder_is_copied_byte_for_byte(spark, emoji, tmp_path):
+    images, surplus = emoji
+    some = [*sorted(images)[:8], *surplus[:3]]
+    for number, key in enumerate(some):
+        os.makedirs(tmp_path / "in" / f"set {number % 2}", exist_ok=True)
+        (tmp_path / "in" / f"set {number % 2}" / f"{number}.PNG").write_bytes(images[key])
+    (tmp_path / "in" / "readme.txt").write_text("no image")
+    # Spark's own reader of files goes through the same stage, the path as id.
+    files = (
+        spark.read.format("binaryFile")
+        .option("recursiveFileLookup", "true")
+        .option("pathGlobFilter", "*.PNG")
+    )
+    rows = files.load(str(tmp_path / "in"))
+    paths = [f"file:{tmp_path}/in/set {n % 2}/{n}.PNG" for n in (8, 9, 10)]
+    stage = ImageDuplicatesRemovalStage(list_ids(tmp_path / "paths", paths))
+    contents = {row["path"]: bytes(row["content"]) for row in stage.process(rows, "path").collect()}
+    assert contents == {f"file:{tmp_path}/in/set {n % 2}/{n}.PNG": images[some[n]] for n in range(8)}
+    assert stage.num_removed == 3
+    stage = ImageDuplicatesRemovalStage(list_ids(tmp_path / "ids", ["set 0/8", "set 1/9", "set 0/10", "9"]))
+    assert stage.filter_folder(spark, tmp_path / "in", tmp_path / "out") == 8
+    out = {
+        p.relative_to(tmp_path / "out").as_posix(): p.read_bytes() for p in (tmp_path / "out").rglob("*.PNG")
+    }
+    assert out == {f"set {n % 2}/{n}.PNG": images[some[n]] for n in range(8)}
+    assert stage.num_removed == 3
+    with pytest.raises(FileExistsError):
+        stage.filter_folder(spark, tmp_path / "in", tmp_path / "out")
+    with pytest.raises(InputError, match="inside the input"):
+        stage.filter_folder(spark, tmp_path / "in", tmp_path / "in" / "out")
+
+
+def shard(path, samples, form=tarfile.PAX_FORMAT):
+    """Write a shard of (key, image) with a JSON file beside each image; long names get extended headers."""
+    with tarfile.open(path, "w", format=form, pax_headers={"comment": "global"}) as tar:
+        for number, (key, image) in enumerate(samples):
+            for ending, data in (("png", image), ("json", json.dumps({"n": number}).encode())):
+                info = tarfile.TarInfo(f"{key}.{ending}")
+                info.size, info.mtime, info.uname = len(data), 1234567890 + number, "someone ü"
+                tar.addfile(info, io.BytesIO(data))
+
+
+def raw(path):
+    """Return name → all bytes of the member, headers and padding included, read by offsets of its own."""
+    data = path.read_bytes()
+    with tarfile.open(path) as tar:
+        infos = tar.getmembers()
+        return {
+            i.name: data[i.offset : i.offset_data + -(-i.size // 512) * 512] for i in infos
+        }, tar.pax_headers
+
+
+def test_shards_keep_members_byte_for_byte(spark, emoji, tmp_path):
+    images, surplus = emoji
+    keys = [*sorted(images)[:20], *surplus]
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    named = {
+        key: f"{'deep/' * 30}{number:06}" if number % 2 else f"{number:06}" for number, key in enumerate(keys)
+    }
+    shard(tmp_path / "in" / "a.tar", [(named[k], images[k]) for k in keys[:10]])
+    shard(tmp_path / "in" / "sub" / "b.tar", [(named[k], images[k]) for k in keys[10:]], tarfile.GNU_FORMAT)
+    gone = [named[key] for key in (keys[0], *surplus)]
+    stage = ImageDuplicatesRemovalStage(list_ids(tmp_path / "ids", gone))
+    assert stage.filter_shards(spark, tmp_path / "in", tmp_path / "out") == 19
+    assert stage.num_removed == 11
+    for place in ("a.tar", "sub/b.tar"):
+        before, header = raw(tmp_path / "in" / place)
+        after, still = raw(tmp_path / "out" / place)
+        assert after == {n: b for n, b in before.items() if n.rsplit(".", 1)[0] not in gone}
+        assert list(after) == [n for n in before if n in after]
+        assert header == still
+        assert os.path.getsize(tmp_path / "out" / place) % 10240 == 0
+    assert sorted(os.listdir(tmp_path)) == ["ids", "in", "out"]
+    (tmp_path / "in" / "c.tar").write_bytes((tmp_path / "in" / "a.tar").read_bytes()[:5000])
+    with pytest.raises(InputError, match=r"unreadable shard\(s\): .*c\.tar"):
+        stage.filter_shards(spark, tmp_path / "in", tmp_path / "out2")
+    assert sorted(os.listdir(tmp_path)) == ["ids", "in", "out"]
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_nothing_removed_gives_the_same_members(tmp_path, form):
+    shard(tmp_path / "a.tar", [(f"d/{n}", bytes([n]) * (500 + n)) for n in range(5)], form)
+    source, target = io.BytesIO((tmp_path / "a.tar").read_bytes()), io.BytesIO()
+    copy_without(source, target, frozenset())
+    assert target.getvalue() == source.getvalue()
+    assert [m.key for m in members(source)] == [f"d/{n}" for n in range(5) for _ in range(2)]
+
+
+def test_keys_are_webdatasets():
+    source = io.BytesIO()
+    with tarfile.open(fileobj=source, mode="w") as tar:
+        for name in ("./a.b/c.seg.png", "x.tar.gz", ".hidden", "noending", "d/e"):
+            tar.addfile(tarfile.TarInfo(name))
+    assert [m.key for m in members(source)] == ["a.b/c", "x", None, None, None]
+
+
+def test_connect(run_connect, tmp_path):
+    list_ids(tmp_path / "ids", [1, 3])
+    pq.write_table(
+        pa.table({"image_id": list(range(6)), "png": [bytes([n]) for n in range(6)]}), tmp_path / "im.parquet"
+    )
+    shard(tmp_path / "s.tar", [(f"{n}", bytes([n])) for n in range(4)])
+    out = run_connect(f"""
+from spark_dedup import ImageDuplicatesRemovalStage
+stage = ImageDuplicatesRemovalStage({str(tmp_path / "ids")!r})
+kept = stage.process(spark.read.parquet({str(tmp_path / "im.parquet")!r}))
+print([r[0] for r in kept.collect()], stage.num_removed)
+stage = ImageDuplicatesRemovalStage({str(tmp_path / "ids")!r}, cast_ids=True)
+print(stage.filter_shards(spark, {str(tmp_path / "s.tar")!r}, {str(tmp_path / "out")!r}), stage.num_removed)
+""")
+    assert out.splitlines()[-2:] == ["[0, 2, 4, 5] 2", "2 2"]

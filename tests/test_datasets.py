@@ -1,0 +1,140 @@
+"""What users name: lists of files, tables, Delta paths, partition folders, schemas that agree."""
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from spark_dedup.datasets import find_source, is_table_name, list_files, read_dataset
+from spark_dedup.errors import InputError
+from spark_dedup.footers import check_schemas, parquet_footers
+
+
+def write(path, **columns):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+
+
+def test_listing(tmp_path):
+    for name in (
+        "b.parquet",
+        "a.parquet",
+        "sub/c.parquet",
+        "_hidden/d.parquet",
+        ".e.parquet",
+        "_col=1/f.parquet",
+        "g.txt",
+    ):
+        write(tmp_path / name, a=[1])
+    found = [os.path.relpath(file.path, tmp_path) for file in list_files(tmp_path)]
+    assert found == ["_col=1/f.parquet", "a.parquet", "b.parquet", "sub/c.parquet"]
+    assert list_files([tmp_path / "sub", str(tmp_path / "sub" / "c.parquet")]) == list_files(tmp_path / "sub")
+    assert [file.path for file in list_files(f"file://{tmp_path}/g.txt")] == [f"{tmp_path}/g.txt"]
+    assert [Path(file.path).name for file in list_files(tmp_path, extensions=["txt"])] == ["g.txt"]
+    stat = os.stat(tmp_path / "a.parquet")
+    file = list_files(tmp_path / "a.parquet")[0]
+    assert (file.size, file.modified_ms) == (stat.st_size, stat.st_mtime_ns // 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_table"),
+    [
+        ("docs", True),
+        ("a.b", True),
+        ("a.b.c", True),
+        ("`a b`.`c.d`", True),
+        ("a.b.c.d", False),
+        ("/a", False),
+        ("s3://a", False),
+    ],
+)
+def test_table_names(name, is_table):
+    assert is_table_name(name) is is_table
+    assert not is_table_name(Path("docs"))
+
+
+def test_an_existing_path_is_no_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert is_table_name("docs")
+    (tmp_path / "docs").mkdir()
+    assert not is_table_name("docs")
+
+
+def footers(*files):
+    found = list_files(list(files))
+    return found, parquet_footers(found)
+
+
+def test_schemas_agree_whatever_the_writer_calls_things(tmp_path):
+    values = [["x"], ["y"]]
+    kinds = (pa.list_(pa.string()), pa.large_list(pa.field("e", pa.large_string())))
+    for number, kind in enumerate(kinds):
+        text = pa.array(["a", "b"], pa.string() if number else pa.dictionary(pa.int8(), pa.string()))
+        columns = {"tags": pa.array(values, kind), "text": text}
+        write(tmp_path / f"{number}.parquet", **(columns if number else dict(reversed(columns.items()))))
+    check_schemas(*footers(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ({"a": pa.array([1], pa.int32()), "b": ["x"]}, "column 'a' is int32, in .*0.parquet it is int64"),
+        ({"a": [1]}, "column 'b' is absent"),
+        ({"a": [1], "b": ["x"], "c": [1]}, "column 'c' is int64, in .* it is absent"),
+    ],
+)
+def test_schemas_that_differ(tmp_path, other, says):
+    write(tmp_path / "0.parquet", a=[1], b=["x"])
+    write(tmp_path / "1.parquet", **other)
+    found, read = footers(tmp_path)
+    with pytest.raises(InputError, match=says):
+        check_schemas(found, read)
+    if "b" in other:
+        check_schemas(found, read, columns=["b"])
+
+
+def test_broken_files_are_named(tmp_path):
+    for number in range(7):
+        (tmp_path / f"{number}.parquet").write_bytes(b"PAR1" * (number % 2))
+    with pytest.raises(
+        InputError, match=r"7 unreadable parquet file\(s\): .*0\.parquet.*4\.parquet"
+    ) as caught:
+        parquet_footers(list_files(tmp_path))
+    assert "5.parquet" not in str(caught.value)
+
+
+def test_sources(spark, tmp_path):
+    write(tmp_path / "a" / "x.parquet", a=[1])
+    write(tmp_path / "b" / "y.parquet", a=[2])
+    (tmp_path / "d" / "_delta_log").mkdir(parents=True)
+    assert find_source(spark, [tmp_path / "a", str(tmp_path / "a" / "x.parquet")]).names == (f"{tmp_path}/a",)
+    assert find_source(spark, [tmp_path / "d"], filetype="jsonl").kind == "delta"
+    with pytest.raises(InputError, match="several paths cannot be read as Delta"):
+        find_source(spark, [tmp_path / "d", tmp_path / "a"])
+    with pytest.raises(InputError, match="no input path was given"):
+        find_source(spark, [])
+    with pytest.raises(FileNotFoundError, match="neither an existing path nor a table"):
+        find_source(spark, "no_such_table")
+    spark.range(3).createOrReplaceTempView("2seen")
+    assert find_source(spark, ["2seen"]).names == ("`2seen`",)
+    assert read_dataset(spark, "2seen").count() == 3
+    # A folder and a file of another ending together: each as it was named.
+    (tmp_path / "a" / "notes.txt").write_text("no parquet")
+    os.rename(tmp_path / "b" / "y.parquet", tmp_path / "b" / "y.data")
+    both = read_dataset(spark, [tmp_path / "a", tmp_path / "b" / "y.data"])
+    assert sorted(row[0] for row in both.collect()) == [1, 2]
+
+
+def test_partition_folders(spark, tmp_path):
+    write(tmp_path / "p" / "year=2024" / "lang=de" / "x.parquet", a=[1])
+    write(tmp_path / "p" / "year=2025" / "lang=en" / "y.parquet", a=[2])
+    assert sorted(map(tuple, read_dataset(spark, tmp_path / "p").collect())) == [
+        (1, 2024, "de"),
+        (2, 2025, "en"),
+    ]
+    # Beside partition folders, Spark would silently leave this one out.
+    write(tmp_path / "p" / "z.parquet", a=[3])
+    assert sorted(row[0] for row in read_dataset(spark, tmp_path / "p").collect()) == [1, 2, 3]
+    assert read_dataset(spark, tmp_path / "p" / "year=2024" / "lang=de").columns == ["a"]

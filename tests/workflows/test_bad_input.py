@@ -1,0 +1,265 @@
+"""Bad input ends in one clear error with nothing written; odd names work through both jobs."""
+
+import gzip
+import json
+import os
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+from spark_dedup import CURATOR_DEDUP_ID_STR as ID
+from spark_dedup import ExactDeduplicationWorkflow, StaleBatchError, TextDuplicatesRemovalWorkflow
+from spark_dedup.errors import InputError
+
+GOOD = pa.table({"id": [1, 2, 3], "text": ["a", "b", "a"]})
+
+
+def parquet(folder, *tables, name="{}.parquet"):
+    os.makedirs(folder, exist_ok=True)
+    for number, table in enumerate(tables):
+        pq.write_table(table, f"{folder}/{name.format(number)}")
+
+
+def truncated(folder):
+    parquet(folder, GOOD, GOOD)
+    data = (folder / "1.parquet").read_bytes()
+    (folder / "1.parquet").write_bytes(data[: len(data) - 20])
+
+
+def nested_delta(folder):
+    parquet(folder / "docs", GOOD)
+    (folder / "docs" / "_delta_log").mkdir()
+
+
+CASES = {
+    "empty folder": (
+        lambda f: f.mkdir(),
+        {},
+        FileNotFoundError,
+        "no input files: .*/in holds no file ending in",
+    ),
+    "no such path": (lambda f: None, {}, FileNotFoundError, "no such path: .*/in"),
+    "unsupported filetype": (
+        lambda f: parquet(f, GOOD),
+        {"input_filetype": "csv"},
+        InputError,
+        "unsupported fil",
+    ),
+    "truncated parquet": (
+        truncated,
+        {},
+        InputError,
+        r"1 unreadable parquet file.*in/1\.parquet.*Write them again",
+    ),
+    "another schema": (
+        lambda f: parquet(f, GOOD, GOOD.set_column(1, "text", pa.array([1, 2, 3]))),
+        {},
+        InputError,
+        r"in/1\.parquet has another schema: column 'text' is int64, in .*0\.parquet it is string",
+    ),
+    "missing text column": (
+        lambda f: parquet(f, GOOD),
+        {"text_field": "body"},
+        InputError,
+        "column 'body' not found in .*; it has id, text",
+    ),
+    "text of another type": (
+        lambda f: parquet(f, GOOD),
+        {"text_field": "id"},
+        InputError,
+        "text column 'id' is bigint, not string",
+    ),
+    "null id": (
+        lambda f: parquet(f, pa.table({"id": [1, None, 3], "text": ["a", "b", "c"]})),
+        {"assign_id": False, "id_field": "id"},
+        InputError,
+        r"id column 'id' has 1 null\(s\) in 3 rows",
+    ),
+    "duplicate ids": (
+        lambda f: parquet(f, GOOD, GOOD),
+        {"assign_id": False, "id_field": "id"},
+        InputError,
+        "id column 'id' has duplicate ids, such as 1, 2, 3: make them unique",
+    ),
+    "duplicate string ids": (
+        lambda f: parquet(f, pa.table({"id": ["x", "y", "y"], "text": ["a", "b", "c"]})),
+        {"assign_id": False, "id_field": "id"},
+        InputError,
+        "duplicate ids, such as y",
+    ),
+    "no Delta table": (
+        lambda f: parquet(f, GOOD),
+        {"input_filetype": "delta"},
+        InputError,
+        "is no Delta table: it has no _delta_log",
+    ),
+    "Delta below": (nested_delta, {}, InputError, "docs below .*/in is a Delta table: read it on its own"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_exact_refuses(spark, tmp_path, case):
+    make, arguments, error, says = CASES[case]
+    make(tmp_path / "in")
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(error, match=says) as caught:
+        ExactDeduplicationWorkflow(
+            **{"input_path": tmp_path / "in", "output_path": tmp_path / "new" / "out", **arguments}
+        ).run(spark)
+    assert "\n" not in str(caught.value)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize("assign", [True, False])
+def test_malformed_lines_are_named(spark, tmp_path, assign):
+    (tmp_path / "in").mkdir()
+    lines = [json.dumps({"id": i, "text": f"t{i}"}).encode() for i in range(3)]
+    (tmp_path / "in" / "a.jsonl").write_bytes(
+        b"\n".join([lines[0], b"", b'{"id": 7, "text": "\xff\xfe"}', lines[1]])
+    )
+    with gzip.open(tmp_path / "in" / "b.jsonl.gz", "wb") as file:
+        file.write(b"\n".join([lines[2], b"no json"]))
+    job = {
+        "input_path": tmp_path / "in",
+        "input_filetype": "jsonl",
+        **({} if assign else {"assign_id": False, "id_field": "id"}),
+    }
+    (tmp_path / "out").mkdir()
+    with pytest.raises(
+        InputError, match=r"2 malformed line\(s\) in 2 file.*a\.jsonl line 3.*b\.jsonl\.gz line 2"
+    ):
+        ExactDeduplicationWorkflow(output_path=tmp_path / "out", **job).run(spark)
+    assert os.listdir(tmp_path / "out") == []
+    done = ExactDeduplicationWorkflow(output_path=tmp_path / "out", on_bad_lines="skip", **job).run(spark)
+    assert (done["num_documents"], done["num_duplicates"]) == (3, 0)
+
+
+@pytest.mark.parametrize("place", ["in", "in/out", "link/out"])
+def test_output_apart_from_input(spark, tmp_path, place):
+    parquet(tmp_path / "in", GOOD)
+    parquet(tmp_path / "ids", pa.table({"id": [1]}))
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    with pytest.raises(InputError, match="equal to or inside the input"):
+        ExactDeduplicationWorkflow(input_path=tmp_path / "in", output_path=tmp_path / place).run(spark)
+    job = {"id_field": "id", "output_path": tmp_path / place, "output_mode": "overwrite"}
+    with pytest.raises(InputError, match="equal to or inside the input"):
+        TextDuplicatesRemovalWorkflow(
+            input_path=tmp_path / "in", ids_to_remove_path=tmp_path / "ids", **job
+        ).run(spark)
+    assert os.listdir(tmp_path / "in") == ["0.parquet"]
+
+
+def test_removal_refuses(spark, tmp_path):
+    parquet(tmp_path / "in", GOOD)
+    parquet(tmp_path / "ids", pa.table({"id": ["1", "2"]}))
+    (tmp_path / "none").mkdir()
+    parquet(tmp_path / "broken", pa.table({"id": [1]}))
+    (tmp_path / "broken" / "0.parquet").write_bytes(b"PAR1")
+    before = sorted(os.listdir(tmp_path))
+
+    def refuse(error, says, **arguments):
+        job = {"input_path": tmp_path / "in", "ids_to_remove_path": tmp_path / "ids", "id_field": "id"}
+        with pytest.raises(error, match=says) as caught:
+            TextDuplicatesRemovalWorkflow(**{**job, "output_path": tmp_path / "out", **arguments}).run(spark)
+        assert "\n" not in str(caught.value)
+
+    refuse(InputError, "'id' of the documents is bigint, 'id' of the list of duplicate ids is string")
+    refuse(
+        InputError,
+        f"column '{ID}' not found in .*: name the id column with id_field, or the reg",
+        id_field=ID,
+    )
+    refuse(InputError, "column 'key' not found in the documents", id_field="key")
+    refuse(InputError, "column 'key' not found in the list of duplicate ids", duplicate_id_field="key")
+    refuse(
+        InputError,
+        "column 'body' not found",
+        output_fields=["body"],
+        duplicate_id_field="id",
+        id_field="text",
+    )
+    refuse(FileNotFoundError, "no input files: .*none", ids_to_remove_path=tmp_path / "none")
+    refuse(InputError, "1 unreadable parquet file", ids_to_remove_path=tmp_path / "broken")
+    refuse(
+        InputError, "holds the input .*ids", output_path=tmp_path, output_mode="overwrite", id_field="text"
+    )
+    refuse(InputError, "SQL names one path", output_filetype="view", output_path="v", id_field="text",
+           input_path=[tmp_path / "in", tmp_path / "ids"])  # fmt: skip
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_registry_of_changed_files(spark, tmp_path):
+    parquet(tmp_path / "in", GOOD)
+    job = {"input_path": tmp_path / "in", "registry": tmp_path / "registry"}
+    ExactDeduplicationWorkflow(output_path=tmp_path / "one", **job).run(spark)
+    parquet(tmp_path / "in", pa.concat_tables([GOOD, GOOD]))
+    with pytest.raises(StaleBatchError, match=r"in/0\.parquet"):
+        ExactDeduplicationWorkflow(output_path=tmp_path / "two", **job).run(spark)
+    with pytest.raises(InputError, match="equal to or inside"):
+        ExactDeduplicationWorkflow(
+            input_path=tmp_path / "in", output_path=tmp_path / "three", registry=tmp_path / "in" / "ids"
+        ).run(spark)
+    assert sorted(os.listdir(tmp_path)) == ["in", "one", "registry"]
+
+
+ODD = [
+    "two words",
+    "quote'and\"quote",
+    "back`tick",
+    "dots.in.it",
+    "100%25 %20",
+    "a=b",
+    "c:d",
+    "straße 数据",
+    "glob[1]*?{x}",
+    "plus+#&;,",
+]
+
+
+@pytest.mark.parametrize("filetype", ["parquet", "jsonl"])
+def test_odd_names_work(spark, tmp_path, filetype):
+    """Every odd name at once: as input folders, files and columns; each as an output folder would cost a job."""
+    text, key = "tëxt `of` \"a.b\" 'c' 5%", "id: = a.b"
+    number = 0
+    for name in ODD:
+        folder = tmp_path / f"in {''.join(ODD[:3])}" / name
+        folder.mkdir(parents=True)
+        rows = [{key: number + i, text: f"t{(number + i) % 7}"} for i in range(2)]
+        number += 2
+        if filetype == "parquet":
+            pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
+        else:
+            (folder / f"{name}.jsonl").write_text(
+                "".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8"
+            )
+    source = tmp_path / f"in {''.join(ODD[:3])}"
+    out = tmp_path / f"out {''.join(ODD[3:])}"
+    exact = ExactDeduplicationWorkflow(
+        input_path=source, output_path=out, input_filetype=filetype, text_field=text, perform_removal=True
+    ).run(spark)
+    assert (exact["num_duplicates"], exact["num_documents_written"]) == (13, 7)
+    kept = ds.dataset(
+        str(out / "deduplicated"), format="parquet" if filetype == "parquet" else "json"
+    ).to_table()
+    assert sorted(kept.column(text).to_pylist()) == [f"t{i}" for i in range(7)]
+    if filetype == "parquet":
+        pq.write_table(pa.table({key: [0, 5]}), tmp_path / "ids.parquet")
+        for kind in ("delta", "delta-clone"):
+            place = tmp_path / f"{kind} {''.join(ODD)}"
+            removed = TextDuplicatesRemovalWorkflow(
+                input_path=source / ODD[0] / f"{ODD[0]}.parquet"
+                if kind == "delta"
+                else tmp_path / "plain %20 ü'`",
+                ids_to_remove_path=tmp_path / "ids.parquet",
+                output_path=place,
+                output_filetype=kind,
+                id_field=key if kind == "delta" else "id",
+                duplicate_id_field=key,
+            )
+            if kind == "delta-clone":
+                parquet(tmp_path / "plain %20 ü'`", pa.table({"id": [0, 1, 5], "ä": [1, 2, 3]}))
+            removed.run(spark)
+            ids = [row[0] for row in spark.read.format("delta").load(str(place)).collect()]
+            assert ids == [1]

@@ -1,0 +1,344 @@
+"""The removal job: formats, passes, registries, counts that balance; expected rows from plain Python."""
+
+import datetime
+import decimal
+import hashlib
+import json
+import os
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+from spark_dedup import CURATOR_DEDUP_ID_STR as ID
+from spark_dedup import IdGenerator, TextDuplicatesRemovalWorkflow
+from spark_dedup.errors import InputError
+from spark_dedup.removal import passes
+from spark_dedup.workflows import removal_writing
+
+N = 40
+GONE = [0, 3, 4, 5, 17, 39]
+ROWS = [
+    {
+        "id": i,
+        "text": None if i == 7 else f"text {i} ü \u2028",
+        "day": datetime.date(2024, 1, 1 + i % 28),
+        "price": decimal.Decimal(i) / 4,
+        "tags": [{"name": f"t{i}", "n": [i, None]}] if i % 3 else [],
+        "meta": {"a": {"b": i / 8, "c": None}},
+    }
+    for i in range(N)
+]
+TYPES = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("text", pa.string()),
+        ("day", pa.date32()),
+        ("price", pa.decimal128(10, 2)),
+        ("tags", pa.list_(pa.struct([("name", pa.string()), ("n", pa.list_(pa.int32()))]))),
+        ("meta", pa.struct([("a", pa.struct([("b", pa.float64()), ("c", pa.string())]))])),
+    ]
+)
+
+
+def hashes(folder):
+    return {
+        os.path.join(root, name): hashlib.sha256(open(os.path.join(root, name), "rb").read()).hexdigest()
+        for root, _, names in os.walk(folder)
+        for name in names
+    }
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """Documents in four files, and lists of ids: in a column, and of repeated, unknown and null ids."""
+    folder = tmp_path_factory.mktemp("given")
+    (folder / "in").mkdir()
+    table = pa.Table.from_pylist(ROWS, schema=TYPES)
+    for i in range(4):
+        pq.write_table(table.slice(10 * i, 10), folder / "in" / f"{i}.parquet")
+    os.makedirs(folder / "ids" / "nested")
+    pq.write_table(
+        pa.table({"id": pa.array([*GONE, 3, 999, None], pa.int32())}), folder / "ids" / "nested" / "a.parquet"
+    )
+    return folder
+
+
+def job(given, out, **arguments):
+    return TextDuplicatesRemovalWorkflow(
+        **{
+            "input_path": given / "in",
+            "ids_to_remove_path": given / "ids",
+            "output_path": out,
+            "id_field": "id",
+            **arguments,
+        }
+    )
+
+
+def kept(limit=N):
+    return [row for row in ROWS[:limit] if row["id"] not in GONE]
+
+
+def in_order(table):
+    rows = table.to_pylist()
+    return sorted(rows, key=lambda r: r["id"])
+
+
+def test_parquet_keeps_columns_types_and_order(spark, given, tmp_path):
+    before = hashes(given)
+    result = job(given, tmp_path / "out").run(spark)
+    counts = [result[key] for key in ("num_documents", "num_duplicates_removed", "num_documents_written")]
+    assert counts == [40, 6, 34]
+    tables = [pq.read_table(path) for path in sorted((tmp_path / "out").glob("*.parquet"))]
+    assert in_order(pa.concat_tables(tables)) == kept()
+    for table in tables:
+        ids = table.column("id").to_pylist()
+        assert ids == sorted(ids)
+        assert table.schema.names == TYPES.names
+        assert [str(t).replace("element", "item") for t in table.schema.types] == [
+            str(t) for t in TYPES.types
+        ]
+    assert hashes(given) == before
+    assert sorted(os.listdir(tmp_path)) == ["out"]
+    with pytest.raises(FileExistsError, match="exists: choose another one"):
+        job(given, tmp_path / "out").run(spark)
+    ignored = job(given, tmp_path / "out", output_mode="ignore", ids_to_remove_path="nowhere").run(spark)
+    assert ignored["num_documents_written"] == 0
+    once = job(
+        given,
+        tmp_path / "out",
+        output_mode="overwrite",
+        input_task_limit=2,
+        output_fields=["text", "id"],
+        output_file_extension="pq",
+        output_kwargs={"compression": "gzip"},
+    ).run(spark)
+    assert once["num_documents"] == 20
+    names = [n for n in os.listdir(tmp_path / "out") if not n.startswith((".", "_"))]
+    assert names
+    assert all(name.endswith(".gz.pq") for name in names)
+    table = ds.dataset([str(tmp_path / "out" / n) for n in names], format="parquet").to_table()
+    assert in_order(table) == [{"text": r["text"], "id": r["id"]} for r in kept(20)]
+
+
+def test_text_is_never_shuffled(spark, given, monkeypatch, tmp_path):
+    plans = []
+    real = removal_writing.save
+
+    def save(df, folder, **options):
+        plans.append(df._jdf.queryExecution().executedPlan().toString())
+        real(df, folder, **options)
+
+    monkeypatch.setattr(removal_writing, "save", save)
+    job(given, tmp_path / "out").run(spark)
+    assert len(plans) == 1
+    assert "BroadcastExchange" in plans[0]
+    assert [line for line in plans[0].splitlines() if "Exchange" in line and "Broadcast" not in line] == []
+
+
+def test_jsonl(spark, given, tmp_path):
+    result = job(
+        given, tmp_path / "out", output_filetype="jsonl", drop_id_field=True, input_fields=["text", "meta"]
+    ).run(spark)
+    assert result["num_documents_written"] == 34
+    files = sorted((tmp_path / "out").glob("*.jsonl"))
+    text = "".join(path.read_text(encoding="utf-8") for path in files)
+    want = [{"text": row["text"], "meta": row["meta"]} for row in kept()]
+    assert sorted(map(json.loads, text.splitlines()), key=lambda r: r["meta"]["a"]["b"]) == want
+    assert " ü " in text
+    again = TextDuplicatesRemovalWorkflow(
+        input_path=str(tmp_path / "out"),
+        ids_to_remove_path=given / "ids",
+        output_path=tmp_path / "again",
+        input_filetype="jsonl",
+        output_filetype="jsonl",
+        id_field="id",
+    )
+    with pytest.raises(InputError, match="column 'id' not found"):
+        again.run(spark)
+
+
+def test_delta_view_and_clone(spark, given, tmp_path):
+    result = job(given, tmp_path / "delta", output_filetype="delta").run(spark)
+    assert result["num_documents_written"] == 34
+    delta = spark.read.format("delta").load(str(tmp_path / "delta"))
+    assert in_order(delta.toArrow()) == kept()
+
+    spark.sql("CREATE SCHEMA IF NOT EXISTS removal_tests")
+    try:
+        view = job(
+            given, "removal_tests.`2remain`", output_filetype="view", output_fields=["id", "text"]
+        ).run(spark)
+        assert (view["num_documents"], view["num_documents_written"]) == (40, 34)
+        shown = spark.table("removal_tests.`2remain`").orderBy("id").toArrow().to_pylist()
+        assert shown == [{"id": r["id"], "text": r["text"]} for r in kept()]
+        with pytest.raises(FileExistsError):
+            job(given, "removal_tests.2remain", output_filetype="view").run(spark)
+
+        table = job(given, "removal_tests.docs", output_filetype="delta").run(spark)
+        assert table["num_documents_written"] == 34
+        with pytest.raises(InputError, match="is a table, which no view replaces"):
+            job(given, "removal_tests.docs", output_filetype="view", output_mode="overwrite").run(spark)
+        same = {
+            "input_path": "removal_tests.docs",
+            "output_path": "removal_tests.docs",
+            "output_mode": "overwrite",
+        }
+        with pytest.raises(InputError, match="is an input as well"):
+            job(given, **{"out": None, **same, "output_filetype": "delta"}).run(spark)
+        narrow = job(
+            given,
+            "removal_tests.docs",
+            output_filetype="delta",
+            output_mode="overwrite",
+            output_fields=["id"],
+        )
+        narrow.run(spark)
+        assert spark.table("removal_tests.docs").columns == ["id"]
+    finally:
+        spark.sql("DROP SCHEMA removal_tests CASCADE")
+
+    before = hashes(given)
+    clone = job(given, tmp_path / "clone", output_filetype="delta-clone").run(spark)
+    assert (clone["num_duplicates_removed"], clone["num_documents_written"]) == (6, 34)
+    cloned = spark.read.format("delta").load(str(tmp_path / "clone"))
+    assert in_order(cloned.toArrow()) == kept()
+    assert hashes(given) == before
+    assert list((tmp_path / "clone").rglob("*.parquet")) == []
+    assert list((tmp_path / "clone").glob("deletion_vector_*.bin"))
+    assert sorted(os.listdir(tmp_path)) == ["clone", "delta"]
+
+
+def test_passes_give_the_same_and_stay_small(spark, given, tmp_path, monkeypatch):
+    monkeypatch.setattr(passes, "IDS_PER_PASS", 2)
+    # Partition folders of two roots, so that a pass that reads some files keeps their columns.
+    table = pa.Table.from_pylist(ROWS, schema=TYPES)
+    for i, lang in enumerate(("de", "en", "fr", "it")):
+        folder = tmp_path / f"root{i // 2}" / f"lang={lang}"
+        folder.mkdir(parents=True)
+        pq.write_table(table.slice(10 * i, 10), folder / "a.parquet")
+    calls = []
+    real = removal_writing.save
+    monkeypatch.setattr(removal_writing, "save", lambda *a, **k: (calls.append(1), real(*a, **k)))
+    roots = [tmp_path / "root0", tmp_path / "root1"]
+    result = job(given, tmp_path / "out", input_path=roots).run(spark)
+    assert result["num_documents_written"] == 34
+    assert len(calls) == 4  # ids in the files 4, 1, 0, 1; a pass stays within a root
+    table = ds.dataset(str(tmp_path / "out"), format="parquet").to_table()
+    langs = [("de", "en", "fr", "it")[row["id"] // 10] for row in kept()]
+    assert in_order(table) == [{**row, "lang": lang} for row, lang in zip(kept(), langs, strict=True)]
+    assert sorted(os.listdir(tmp_path)) == ["out", "root0", "root1"]
+
+
+def jsonl_with_ids(folder):
+    """JSON lines whose files differ in columns, their Curator registry, and the ids to remove."""
+    (folder / "in").mkdir()
+    files = [folder / "in" / f"{name}.jsonl" for name in "abc"]
+    for number, file in enumerate(files):
+        lines = [
+            {"text": f"{number}/{i}", **({"extra": i} if number == 1 else {})} for i in range(5 + number)
+        ]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pq.write_table(pa.table({"id": [0, 4, 6, 7, 12, 17]}), folder / "ids.parquet")
+    want = [f"{n}/{i}" for n in range(3) for i in range(5 + n)]
+    return files, [text for number, text in enumerate(want) if number not in (0, 4, 6, 7, 12, 17)]
+
+
+@pytest.mark.parametrize("batches", ["one each", "all together", "passes"])
+def test_generated_ids_of_jsonl(spark, tmp_path, monkeypatch, batches):
+    files, want = jsonl_with_ids(tmp_path)
+    generator = IdGenerator()
+    if batches == "all together":
+        generator.register_batch([str(file) for file in files], 18)
+    else:
+        generator.register_batches([(str(file), 5 + n) for n, file in enumerate(files)])
+    generator.to_disk(tmp_path / "ids.json")
+    if batches == "passes":
+        monkeypatch.setattr(passes, "IDS_PER_PASS", 2)
+    result = TextDuplicatesRemovalWorkflow(
+        input_path=tmp_path / "in",
+        ids_to_remove_path=tmp_path / "ids.parquet",
+        output_path=tmp_path / "out",
+        input_filetype="jsonl",
+        id_generator_path=tmp_path / "ids.json",
+        # As Curator's users write it, whoever made the ids.
+        input_files_per_partition=None if batches == "passes" else 3,
+    ).run(spark)
+    assert result["num_duplicates_removed"] == 6
+    rows = ds.dataset(str(tmp_path / "out"), format="parquet").to_table()
+    assert sorted(rows.column("text").to_pylist()) == want
+    assert rows.schema.names == ["extra", "text", ID]
+    extra = {row["text"]: row["extra"] for row in rows.to_pylist()}
+    assert extra["1/4"] == 4
+    assert extra["2/6" if "2/6" in extra else "2/5"] is None
+
+
+def test_unknown_files_are_named(spark, given, tmp_path):
+    generator = IdGenerator()
+    generator.register_batches([(str(given / "in" / f"{i}.parquet"), 10) for i in range(3)])
+    generator.to_disk(tmp_path / "ids.json")
+    with pytest.raises(KeyError, match=r"does not know 1 of 4 .*in/3\.parquet"):
+        job(given, tmp_path / "out", id_field=ID, id_generator_path=tmp_path / "ids.json").run(spark)
+    assert sorted(os.listdir(tmp_path)) == ["ids.json"]
+
+
+@pytest.mark.parametrize("filetype", ["parquet", "delta table"])
+def test_counts_that_do_not_balance_publish_nothing(spark, given, tmp_path, monkeypatch, filetype):
+    monkeypatch.setattr(removal_writing, "remove_duplicates", lambda df, *_, **__: df.where("id > 20"))
+    out = "unbalanced" if filetype == "delta table" else tmp_path / "out"
+    with pytest.raises(RuntimeError, match="40 read - 6 removed is not 19 written; nothing was published"):
+        job(given, out, output_filetype=filetype.split()[0]).run(spark)
+    assert os.listdir(tmp_path) == []
+    assert not spark.catalog.tableExists("unbalanced")
+
+
+def test_nothing_and_everything_listed(spark, given, tmp_path):
+    for name, ids in (("none", []), ("all", list(range(N)))):
+        pq.write_table(pa.table({"id": pa.array(ids, pa.int64())}), tmp_path / f"{name}.parquet")
+        result = job(given, tmp_path / name, ids_to_remove_path=tmp_path / f"{name}.parquet").run(spark)
+        assert result["num_documents_written"] == N - len(ids)
+        assert spark.read.parquet(str(tmp_path / name)).columns == TYPES.names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            {"drop_id_field": True, "output_fields": ["id"]},
+            "Cannot drop id_field 'id' when it is incl",
+        ),
+        ({"output_filetype": "csv"}, "output_filetype must be"),
+        ({"output_mode": "append"}, "output_mode must be one of"),
+        ({"registry": "a", "id_generator_path": "b", "id_field": ID}, "name one of them"),
+        ({"registry": "a"}, "assigned ids are called"),
+        ({"input_task_limit": 0}, "must be 1 or more"),
+        ({"output_filetype": "delta-clone", "output_fields": ["id"]}, "leave output_fields out"),
+        ({"output_filetype": "view", "registry": "a", "id_field": ID}, "the ids must be one of its columns"),
+        ({"output_filetype": "view", "output_path": "a..b"}, "is no name of a table"),
+    ],
+)
+def test_arguments(given, arguments, says):
+    with pytest.raises(ValueError, match=says):
+        job(given, **{"out": "out", **arguments})
+
+
+def test_aliases(given):
+    made = job(given, "out", input_id_field="a", ids_to_remove_duplicate_id_field="b")
+    assert (made.id_field, made.duplicate_id_field) == ("a", "b")
+
+
+def test_connect(run_connect, given, tmp_path):
+    out = run_connect(f"""
+from spark_dedup import ExactDeduplicationWorkflow, TextDuplicatesRemovalWorkflow
+done = ExactDeduplicationWorkflow(
+    input_path={str(given / "in")!r}, output_path={str(tmp_path / "exact")!r}, perform_removal=True
+).run(spark)
+removed = TextDuplicatesRemovalWorkflow(
+    input_path={str(given / "in")!r}, ids_to_remove_path={str(given / "ids")!r}, id_field="id",
+    output_path={str(tmp_path / "clone")!r}, output_filetype="delta-clone",
+).run(spark)
+print(done["num_documents_written"], removed["num_documents_written"])
+""")
+    assert out.splitlines()[-1] == "40 34"
