@@ -59,11 +59,9 @@ def test_the_pins_list_the_patch_versions_that_the_plugin_supports(plugin_jar):
         assert runtime.spark_line(line)["rapids_spark"] == supported
 
 
-def test_build_session_took_our_gpu_settings(spark):
+def test_build_session_sets_what_the_plugin_needs(spark, plugin_jar):
     assert spark.conf.get("spark.plugins") == "com.nvidia.spark.SQLPlugin"
-    assert "Rapids" in spark.conf.get("spark.sql.extensions") or "rapids" in spark.conf.get(
-        "spark.sql.extensions"
-    )
+    assert spark.conf.get("spark.driver.extraClassPath") == str(plugin_jar)
     assert "DeltaSparkSessionExtension" in spark.conf.get("spark.sql.extensions")
 
 

@@ -86,7 +86,9 @@ def test_allowed_names_only_excuse_what_they_name(spark, recorder, documents, tm
     df = spark.read.parquet(documents).select("id", "_metadata.file_path", F.unhex("name").alias("u"))
     plans = write(recorder, df, tmp_path / "out")
     with pytest.raises(AssertionError, match="Unhex"):
-        assert_on_gpu(plans, allowed={"FileSourceScanExec": "known"})
+        assert_on_gpu(plans, allowed={"FileSourceScanExec: hidden metadata": "known"})
+    with pytest.raises(AssertionError, match="hidden metadata columns"):
+        assert_on_gpu(plans, allowed={"FileSourceScanExec: another reason": "known", "Unhex": "known"})
     copy = write(recorder, spark.read.parquet(documents), tmp_path / "copy")
     with pytest.raises(AssertionError, match="no longer occur"):
         assert_on_gpu(copy, allowed={"FileSourceScanExec": "known"})
