@@ -95,7 +95,9 @@ def test_parquet_keeps_columns_types_and_order(spark, given, tmp_path):
     assert in_order(pa.concat_tables(tables)) == kept()
     for table in tables:
         ids = table.column("id").to_pylist()
-        assert ids == sorted(ids)
+        for source in range(4):
+            mine = [i for i in ids if i // 10 == source]
+            assert mine == sorted(mine)
         assert table.schema.names == TYPES.names
         assert [str(t).replace("element", "item") for t in table.schema.types] == [
             str(t) for t in TYPES.types
@@ -146,7 +148,7 @@ def test_jsonl(spark, given, tmp_path):
     files = sorted((tmp_path / "out").glob("*.jsonl"))
     text = "".join(path.read_text(encoding="utf-8") for path in files)
     want = [{"text": row["text"], "meta": row["meta"]} for row in kept()]
-    assert sorted(map(json.loads, text.splitlines()), key=lambda r: r["meta"]["a"]["b"]) == want
+    assert sorted(map(json.loads, text.rstrip("\n").split("\n")), key=lambda r: r["meta"]["a"]["b"]) == want
     assert " ü " in text
     again = TextDuplicatesRemovalWorkflow(
         input_path=str(tmp_path / "out"),
@@ -225,7 +227,7 @@ def test_passes_give_the_same_and_stay_small(spark, given, tmp_path, monkeypatch
     roots = [tmp_path / "root0", tmp_path / "root1"]
     result = job(given, tmp_path / "out", input_path=roots).run(spark)
     assert result["num_documents_written"] == 34
-    assert len(calls) == 4  # ids in the files 4, 1, 0, 1; a pass stays within a root
+    assert len(calls) == 3  # ids in the files: 4 | 1 | 0 and 1, as a pass stays within a root
     table = ds.dataset(str(tmp_path / "out"), format="parquet").to_table()
     langs = [("de", "en", "fr", "it")[row["id"] // 10] for row in kept()]
     assert in_order(table) == [{**row, "lang": lang} for row, lang in zip(kept(), langs, strict=True)]

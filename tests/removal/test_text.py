@@ -1,0 +1,39 @@
+"""Anti join of documents and ids: rows, columns, order; ids that cannot match."""
+
+import pytest
+
+from spark_dedup import identify_exact, remove_duplicates
+from spark_dedup.errors import InputError
+from spark_dedup.removal.text import count_documents, count_listed
+
+FIELDS = {"id_field": "the id", "duplicate_id_field": "gone"}
+
+
+def test_rows_not_listed_stay_in_order(spark):
+    df = spark.createDataFrame(
+        [(i if i != 4 else None, f"t{i}") for i in range(9, -1, -1)], "`the id` int, t string"
+    )
+    listed = spark.createDataFrame([(2,), (2,), (7,), (99,), (None,)], "gone bigint")
+    kept = df.coalesce(1).transform(lambda d: remove_duplicates(d, listed, **FIELDS))
+    assert [row["t"] for row in kept.collect()] == ["t9", "t8", "t6", "t5", "t4", "t3", "t1", "t0"]
+    assert kept.columns == ["the id", "t"]
+    assert count_documents(df, listed, **FIELDS) == (10, 2)
+    assert count_listed(df, listed, **FIELDS) == 2
+
+
+def test_duplicates_found_in_the_same_frame(spark):
+    df = spark.createDataFrame([("a", "x"), ("b", "x"), ("c", "y")], "id string, text string")
+    kept = remove_duplicates(df, identify_exact(df, id_field="id"), id_field="id")
+    assert sorted(row["id"] for row in kept.collect()) == ["a", "c"]
+
+
+def test_ids_that_cannot_match(spark):
+    df = spark.createDataFrame([(1, "1")], "id int, name string")
+    with pytest.raises(
+        InputError, match="'id' of the documents is int, 'name' of the list of duplicate ids is string"
+    ):
+        remove_duplicates(df, df, id_field="id", duplicate_id_field="name")
+    with pytest.raises(InputError, match="column 'key' not found in the documents; it has id, name"):
+        remove_duplicates(df, df, id_field="key")
+    with pytest.raises(InputError, match="column 'gone' not found in the list of duplicate ids"):
+        remove_duplicates(df, df, id_field="id", duplicate_id_field="gone")
