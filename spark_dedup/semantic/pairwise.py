@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +14,12 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import FloatType, StructField, StructType
 
 from spark_dedup.errors import InputError
-from spark_dedup.kernels.arrays import normalise, row_norms
-from spark_dedup.kernels.similarity import NO_MATCH, best_among, best_earlier, nearest_rows
+from spark_dedup.kernels import cuml
+from spark_dedup.kernels.arrays import Array, normalise, row_norms
+from spark_dedup.kernels.similarity import NO_MATCH, Best, best_among, best_earlier, nearest_rows
 from spark_dedup.semantic.blocks import spread
 from spark_dedup.semantic.embeddings import Matrix, array_column, to_matrix
+from spark_dedup.semantic.gpu import fit_device, use_device
 from spark_dedup.semantic.ranking import RankingStrategy, order_keys
 from spark_dedup.session import task_slots
 from spark_dedup.tables import col, require_columns
@@ -25,7 +27,7 @@ from spark_dedup.tables import col, require_columns
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-__all__ = ["pairwise_similarity", "unit_rows"]
+__all__ = ["matcher", "pairwise_similarity", "unit_rows"]
 
 _UNIT_TOLERANCE = 1e-6
 _FLUSH_ROWS = 8192
@@ -43,6 +45,7 @@ def pairwise_similarity(
     random_state: int = 42,
     n_probe: int = 1,
     centroids: NDArray[np.float32] | None = None,
+    device: str = "auto",
 ) -> DataFrame:
     """Find each record's largest cosine similarity to an earlier-ranked record of its cluster, and that record.
 
@@ -65,6 +68,8 @@ def pairwise_similarity(
         n_probe: clusters each record is compared in: its own and the ``n_probe - 1`` next nearest. Finds pairs
             that a cluster border divides, for about ``n_probe`` ** 2 times the multiplications.
         centroids: (n_clusters, dim) raw centroids, needed for ``n_probe > 1``.
+        device: ``"auto"``, ``"cpu"`` or ``"gpu"``: where tasks multiply. A GPU wants a larger
+            ``pairwise_batch_size``, such as 8192.
 
     Returns:
         One row per record: ``id`` (its own type), ``max_id``, ``cosine_sim_score`` (float). The first-ranked
@@ -102,8 +107,9 @@ def pairwise_similarity(
         batch=pairwise_batch_size,
         slots=task_slots(assigned.sparkSession),
     )
+    calls = cuml.call if fit_device(assigned.sparkSession, device) == "gpu" else None
     found = units.select("_unit", "_query", "_id", "_e").mapInArrow(
-        _matcher(pairwise_batch_size), _match_schema(rows)
+        matcher(pairwise_batch_size, calls), _match_schema(rows)
     )
     if n_probe != 1:
         found = _best_of_clusters(found)
@@ -177,10 +183,19 @@ def unit_rows(embeddings: pa.Array, ids: pa.Array) -> Matrix:
     return x
 
 
-def _matcher(tile: int) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    """Return the task's function: batches sorted by unit, queries first, to batches of matches."""
+def matcher(
+    tile: int, calls: cuml.Calls | None = None
+) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    """Return the task's function: batches sorted by unit, queries first, to batches of matches.
+
+    Args:
+        tile: rows multiplied at once.
+        calls: the GPU library's calls, or None to multiply on the CPU.
+    """
 
     def match(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        if calls is not None:
+            use_device(0, calls)
         unit: _Unit | None = None
         done: list[pa.RecordBatch] = []
         waiting = 0
@@ -191,7 +206,7 @@ def _matcher(tile: int) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.Reco
                     if unit is not None:
                         done.append(unit.matches())
                         waiting += done[-1].num_rows
-                    unit = _Unit(number, tile)
+                    unit = _Unit(number, tile, calls)
                     if waiting >= _FLUSH_ROWS:
                         yield _joined(done)
                         done, waiting = [], 0
@@ -225,55 +240,52 @@ def _runs(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 class _Unit:
     """One block of a cluster and the best matches that its rows have so far."""
 
-    def __init__(self, number: int, tile: int) -> None:
+    def __init__(self, number: int, tile: int, calls: cuml.Calls | None) -> None:
         self.number = number
         self._tile = tile
+        self._calls = calls
         self._parts: list[tuple[Matrix, pa.Array]] = []
-        self._x: Matrix | None = None
-        self._ids: pa.Array | None = None
-        self._score: NDArray[np.float32] | None = None
+        self._queries: tuple[Array, pa.Array] | None = None
+        self._score = np.empty(0, dtype=np.float32)
         self._match: pa.Array | None = None
 
     def add(self, part: pa.RecordBatch) -> None:
         """Take the next rows: queries first, then the earlier blocks in rank order."""
-        x, ids = unit_rows(part.column("_e"), part.column("_id")), part.column("_id")
+        ids = part.column("_id")
+        x = unit_rows(part.column("_e"), ids)
         if part.column("_query")[0].as_py():
             self._parts.append((x, ids))
             return
-        queries, query_ids = self._queries()
-        if self._score is None:
-            self._score = np.full(len(queries), -np.inf, dtype=np.float32)
-            self._match = pa.nulls(len(queries), query_ids.type)
-        found = best_among(queries, x, tile=self._tile, floor=self._score)
-        self._take(found.score, found.index, ids)
+        queries, _ = self._gathered()
+        found = best_among(queries, self._put(x), tile=self._tile, floor=self._put(self._score))
+        self._take(found, ids)
 
     def matches(self) -> pa.RecordBatch:
         """Return the finished block: id, max_id and score, null without an earlier record."""
-        queries, ids = self._queries()
+        queries, ids = self._gathered()
         # The earlier blocks rank first, so at equal scores they win over the block itself.
-        own = best_earlier(queries, tile=self._tile)
-        if self._score is None:
-            self._score = np.full(len(queries), -np.inf, dtype=np.float32)
-            self._match = pa.nulls(len(queries), ids.type)
-        self._take(np.where(own.score > self._score, own.score, -np.inf), own.index, ids)
-        none = np.isneginf(self._score)
-        score = pa.array(self._score, mask=none)
+        self._take(best_earlier(queries, tile=self._tile), ids)
+        score = pa.array(self._score, mask=np.isneginf(self._score))
         return pa.RecordBatch.from_arrays([ids, self._match, score], ["id", "max_id", "cosine_sim_score"])
 
-    def _queries(self) -> tuple[Matrix, pa.Array]:
-        if self._x is None or self._ids is None:
-            self._x = (
-                self._parts[0][0] if len(self._parts) == 1 else np.concatenate([x for x, _ in self._parts])
-            )
-            self._ids = pa.concat_arrays([ids for _, ids in self._parts])
+    def _gathered(self) -> tuple[Array, pa.Array]:
+        """Return the queries, where they are multiplied, and their ids."""
+        if self._queries is None:
+            rows = [x for x, _ in self._parts]
+            ids = pa.concat_arrays([ids for _, ids in self._parts])
+            self._queries = self._put(rows[0] if len(rows) == 1 else np.concatenate(rows)), ids
+            self._score = np.full(len(ids), -np.inf, dtype=np.float32)
+            self._match = pa.nulls(len(ids), ids.type)
             self._parts = []
-        return self._x, self._ids
+        return self._queries
 
-    def _take(self, score: Any, index: Any, ids: pa.Array) -> None:
-        """Replace the matches where ``score`` is a number."""
-        better = ~np.isneginf(score) & (index != NO_MATCH)
-        if not better.any():
-            return
-        self._score = np.asarray(np.where(better, score, self._score), dtype=np.float32)
-        found = ids.take(pa.array(index, mask=~better))
-        self._match = pc.if_else(pa.array(better), found, self._match)
+    def _put(self, array: Array) -> Array:
+        return array if self._calls is None else self._calls("to_device", array)
+
+    def _take(self, found: Best, ids: pa.Array) -> None:
+        """Replace the matches that ``found`` improves."""
+        score, index = found if self._calls is None else (self._calls("to_host", array) for array in found)
+        better = (index != NO_MATCH) & (score > self._score)
+        if better.any():
+            self._score = np.where(better, score, self._score)
+            self._match = pc.if_else(pa.array(better), ids.take(pa.array(index, mask=~better)), self._match)

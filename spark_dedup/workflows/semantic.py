@@ -201,6 +201,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             random_state=self.random_state,
             n_probe=self.n_probe,
             centroids=read_centroids(clusters) if self.n_probe > 1 else None,
+            device=self.device,
         )
         with (
             staged(f"{cache}/{PAIRWISE_FOLDER}", mode="overwrite") as aside,

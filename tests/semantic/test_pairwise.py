@@ -1,4 +1,5 @@
 import numpy as np
+import pyarrow as pa
 import pytest
 from pyspark.sql import functions as F
 from sklearn.cluster import KMeans
@@ -6,8 +7,9 @@ from sklearn.datasets import make_blobs
 
 from spark_dedup.errors import InputError
 from spark_dedup.semantic.blocks import plan_units, slot_keys
+from spark_dedup.semantic.embeddings import from_matrix
 from spark_dedup.semantic.identify import above_threshold
-from spark_dedup.semantic.pairwise import pairwise_similarity
+from spark_dedup.semantic.pairwise import matcher, pairwise_similarity
 from spark_dedup.semantic.ranking import RankingStrategy
 
 SCHEMA = "id long, embeddings array<float>, centroid int, cosine_dist_to_cent float, l2_dist_to_cent float"
@@ -164,6 +166,48 @@ def test_blocks_are_balanced_and_the_largest_work_comes_first(spark):
     assert [u for _, u, _ in blocks] == [7, 6, 5, 4, 3, 2, 1, 0]
     slots = {u: s for us, _ in units.values() for _, u, s in us}
     assert [slots[u] for u in range(11)] == [0, 1, 2, 3, 4, 5, 6, 7, 7, 6, 5]
+
+
+def sent(x, order, cut):
+    """The rows of one cluster as the tasks get them: each block's queries, then the earlier blocks."""
+    blocks = np.array_split(order, cut)
+    for unit, block in enumerate(blocks):
+        for query, rows in [(True, block), *((False, b) for b in blocks[:unit])]:
+            yield pa.RecordBatch.from_pydict(
+                {
+                    "_unit": pa.array([unit] * len(rows), pa.int32()),
+                    "_query": pa.array([query] * len(rows)),
+                    "_id": pa.array(rows),
+                    "_e": from_matrix(x[rows]),
+                }
+            )
+
+
+@pytest.mark.parametrize("cut", [1, 2, 20])
+def test_a_task_matches_brute_force_on_either_device(clusters, cut):
+    x = clusters[0][3:63]
+    order = np.random.default_rng(0).permutation(60)
+    expected = brute(x[order], np.zeros(60), np.arange(60), descending=False)
+    called = []
+
+    def calls(name, *args):
+        """NumPy in the GPU library's place."""
+        called.append(name)
+        return 1 if name == "device_count" else None if name == "set_device" else np.array(*args)
+
+    for device in (None, calls):
+        found = pa.Table.from_batches(matcher(16, device)(sent(x, order, cut))).to_pylist()
+        for place, row in enumerate(found):
+            match, score = expected[place]
+            assert row["id"] == order[place]
+            if match == place:
+                assert row["max_id"] is row["cosine_sim_score"] is None
+            else:
+                assert (row["max_id"], row["cosine_sim_score"]) == (
+                    order[match],
+                    pytest.approx(score, abs=1e-6),
+                )
+    assert called.count("to_host") == 2 * (cut + cut * (cut - 1) // 2)
 
 
 def test_slot_keys_hash_to_their_partition(spark):
