@@ -80,14 +80,26 @@ def write_clusters(folder, sizes, dim, files=8):
         pq.write_table(table, Path(folder) / f"part-{i}.parquet", compression="none")
 
 
+def processor_seconds():
+    """Processor time of this process and of all that it started: the JVM and the Python workers."""
+    me, total = psutil.Process(), 0.0
+    for process in [me, *me.children(recursive=True)]:
+        try:
+            times = process.cpu_times()
+        except psutil.Error:
+            continue
+        # Without what this process waited for: benchmarks wait for nothing that they measure.
+        total += times.user + times.system + (times.children_user + times.children_system) * (process != me)
+    return total
+
+
 def run_pairwise(spark, folder, **kwargs):
     from spark_dedup import pairwise_similarity
 
-    started = time.perf_counter()
-    pairwise_similarity(spark.read.parquet(str(folder)), **kwargs).write.mode("overwrite").format(
-        "noop"
-    ).save()
-    return time.perf_counter() - started
+    started, before = time.perf_counter(), processor_seconds()
+    pairs = pairwise_similarity(spark.read.parquet(str(folder)), **kwargs)
+    pairs.write.mode("overwrite").format("noop").save()
+    return time.perf_counter() - started, processor_seconds() - before
 
 
 def skew(rows, dim, share, rounds):
@@ -100,19 +112,23 @@ def skew(rows, dim, share, rounds):
     even = np.full(count, rows // count)
     with tempfile.TemporaryDirectory() as folder:
         spark = session()
-        seconds = {"skewed": [], "even": []}
+        seconds, processor = {"skewed": [], "even": []}, {"skewed": [], "even": []}
         for name, sizes in (("skewed", skewed), ("even", even)):
             os.mkdir(f"{folder}/{name}")
             write_clusters(f"{folder}/{name}", sizes, dim)
         for number in range(rounds + 1):
             for name, times in seconds.items():
-                took = run_pairwise(spark, f"{folder}/{name}")
+                wall, used = run_pairwise(spark, f"{folder}/{name}")
                 if number:
-                    times.append(took)
+                    times.append(wall)
+                    processor[name].append(used)
         spark.stop()
     medians = {name: statistics.median(times) for name, times in seconds.items()}
+    used = {name: statistics.median(times) for name, times in processor.items()}
     return {
         **medians,
+        "processor": used,
+        "processor_ratio": used["skewed"] / used["even"],
         "pairs": {"skewed": pairs, "even": (even.astype(float) ** 2).sum() / 2},
         "largest": int(skewed[0]),
         "even_clusters": count,
@@ -130,7 +146,7 @@ def memory(sizes, dim):
             peak, stop = [0], threading.Event()
             watcher = threading.Thread(target=watch_workers, args=(peak, stop))
             watcher.start()
-            seconds = run_pairwise(spark, folder)
+            seconds, _ = run_pairwise(spark, folder)
             stop.set()
             watcher.join()
             spark.stop()
