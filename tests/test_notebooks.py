@@ -29,7 +29,7 @@ def test_runs(path, tmp_path, monkeypatch):
     )
     book = nbformat.read(path, as_version=4)
     client = NotebookClient(
-        book, timeout=400, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+        book, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     )
     client.execute()
     shown = [o for cell in book.cells if cell.cell_type == "code" for o in cell.outputs]
