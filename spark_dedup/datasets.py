@@ -28,7 +28,6 @@ __all__ = [
     "partition_root",
     "read_dataset",
     "read_files",
-    "root_of",
 ]
 
 Named = Location | Sequence[Location]
@@ -240,7 +239,13 @@ def read_files(
         roots = [file.path for file in files]  # no one filter fits folders and files both
     elif folders:
         reader = reader.option("pathGlobFilter", "*{" + ",".join(e.replace("*", "") for e in endings) + "}")
-        if not _partitioned(files, roots):
+        partitioned = _partitioned(files, roots)
+        if partitioned and len(roots) > 1:
+            raise InputError(
+                f"{', '.join(roots)} each have partition folders (column=value), which cannot be read together: "
+                "name the folder above them, or take them one by one"
+            )
+        if not partitioned:
             reader = reader.option("recursiveFileLookup", "true")
     paths = [spark_path(root) for root in roots]
     if filetype == "jsonl":
@@ -250,16 +255,9 @@ def read_files(
     return df
 
 
-def root_of(path: str, roots: Sequence[str]) -> str:
-    """Return which of the named paths a file lies below, or is."""
-    return next(root for root in roots if path == root or path.startswith(f"{root}/"))
-
-
 def partition_root(files: Sequence[FileInfo], source: Source) -> str | None:
-    """Return Spark's ``basePath`` for reading some files of one root; None when no folder names partition them."""
-    if not _partitioned(files, source.names):
-        return None
-    return spark_path(root_of(files[0].path, source.names))
+    """Return Spark's ``basePath`` for reading some files of a source; None when no folder names partition them."""
+    return spark_path(source.names[0]) if _partitioned(files, source.names) else None
 
 
 def _partitioned(files: Sequence[FileInfo], roots: Sequence[str]) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from spark_dedup.datasets import partition_root
 from spark_dedup.errors import InputError
 from spark_dedup.paths import spark_path
 from spark_dedup.tables import col, quote
@@ -12,9 +14,9 @@ from spark_dedup.tables import col, quote
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-    from spark_dedup.datasets import Source
+    from spark_dedup.datasets import FileInfo, Source
 
-__all__ = ["clone_without", "relation", "view_query"]
+__all__ = ["check_flat", "clone_without", "relation", "view_query"]
 
 
 def clone_without(
@@ -78,6 +80,19 @@ def view_query(
         f"SELECT {shown} FROM {relation(source, filetype)} AS d LEFT ANTI JOIN {relation(duplicates)} AS r "
         f"ON d.{quote(id_field)} = r.{quote(duplicate_id_field)}"
     )
+
+
+def check_flat(files: Sequence[FileInfo], source: Source) -> None:
+    """Check that SQL, which looks into partition folders but no others, sees all the files.
+
+    Raises:
+        InputError: naming a file that lies deeper.
+    """
+    if partition_root(files, source) is not None:
+        return
+    deep = next((f.path for f in files if f.path.rsplit("/", 1)[0] not in source.names), None)
+    if deep is not None and deep not in source.names:
+        raise InputError(f"SQL would not find {deep}, which lies deeper than {source}: name its own folder")
 
 
 def relation(source: Source, filetype: str = "parquet") -> str:

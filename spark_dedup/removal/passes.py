@@ -53,7 +53,6 @@ def plan_passes(
     urls: Mapping[str, str],
     listed_per_url: Mapping[str, int],
     *,
-    roots: Mapping[str, str] | None = None,
     ids_per_pass: int = IDS_PER_PASS,
 ) -> list[Pass]:
     """Group all files, in order of URL, so that no pass has more listed ids than allowed or one file's.
@@ -61,19 +60,17 @@ def plan_passes(
     Args:
         urls: path of each file → its URL as Spark spells it.
         listed_per_url: number of listed ids in a file, where there are any.
-        roots: path of each file → what was named to read it; a pass stays within one.
         ids_per_pass: most ids of one pass.
     """
     passes: list[list[tuple[str, str]]] = [[]]
     held = 0
-    root = None
     for url, path in sorted((url, path) for path, url in urls.items()):
-        count, own = listed_per_url.get(url, 0), (roots or {}).get(path)
-        if passes[-1] and (held + count > ids_per_pass or own != root):
+        count = listed_per_url.get(url, 0)
+        if passes[-1] and held + count > ids_per_pass:
             passes.append([])
             held = 0
         passes[-1].append((url, path))
-        held, root = held + count, own
+        held += count
     return [_pass(members) for members in passes if members]
 
 

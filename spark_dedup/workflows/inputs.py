@@ -6,7 +6,6 @@ import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from spark_dedup.datasets import (
@@ -18,7 +17,6 @@ from spark_dedup.datasets import (
     partition_root,
     read_dataset,
     read_files,
-    root_of,
 )
 from spark_dedup.errors import InputError
 from spark_dedup.footers import check_schemas, parquet_footers
@@ -33,18 +31,16 @@ from spark_dedup.session import build_session
 from spark_dedup.tables import col, require_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.types import StructType
 
 __all__ = [
     "JobInput",
+    "base_of",
     "check_size",
     "check_unique_ids",
     "inspect_input",
     "location_of",
-    "read_by_root",
     "read_input",
     "session_with",
     "split_settings",
@@ -179,24 +175,10 @@ def read_input(
     return df.select(*kept), sum(rows_by_url(splits).values()) - skipped
 
 
-def read_by_root(
-    files: Sequence[FileInfo], source: Source, read: Callable[[list[str], dict[str, str]], DataFrame]
-) -> DataFrame:
-    """Read some files of a source, keeping the columns that folders named ``column=value`` give.
-
-    Args:
-        files: the files.
-        source: where they were found.
-        read: reads paths with further reader options.
-    """
-    by_root: dict[str, list[FileInfo]] = {}
-    for file in files:
-        by_root.setdefault(root_of(file.path, source.names), []).append(file)
-    frames = []
-    for members in by_root.values():
-        base = partition_root(members, source)
-        frames.append(read([file.path for file in members], {} if base is None else {"basePath": base}))
-    return reduce(lambda a, b: a.unionByName(b), frames)
+def base_of(files: Sequence[FileInfo], source: Source) -> dict[str, str]:
+    """Return the reader option by which some files of a source keep the columns that its folders give."""
+    base = partition_root(files, source)
+    return {} if base is None else {"basePath": base}
 
 
 def check_unique_ids(spark: SparkSession, df: DataFrame, id_field: str) -> int:

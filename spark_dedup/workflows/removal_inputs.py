@@ -14,11 +14,11 @@ from spark_dedup.ids.registry import IdRegistry
 from spark_dedup.names import quote_name, split_name
 from spark_dedup.outputs import check_output
 from spark_dedup.paths import exists, normalise_path
-from spark_dedup.removal.delta import relation
+from spark_dedup.removal.delta import check_flat, relation
 from spark_dedup.removal.text import check_id_types
 from spark_dedup.session import require_delta
 from spark_dedup.tables import ID, require_columns
-from spark_dedup.workflows.inputs import JobInput, check_size, inspect_input, read_by_root, read_input
+from spark_dedup.workflows.inputs import JobInput, base_of, check_size, inspect_input, read_input
 from spark_dedup.workflows.remaining import check_view_name
 
 if TYPE_CHECKING:
@@ -205,7 +205,10 @@ def _check_target(
         require_delta(spark)
     if job.output_filetype in ("view", "delta-clone"):
         relation(found.source)
+        check_flat(found.files, found.source)
+    if job.output_filetype == "view":
         relation(listed.source)
+        check_flat(listed.files, listed.source)
     if job.input_task_limit is not None and found.source.kind != "files":
         raise InputError(f"input_task_limit counts files, and {found.source} is a table: filter a view of it")
 
@@ -238,9 +241,7 @@ def documents_of(
 ) -> DataFrame:
     """Return the documents with their id column, of all files or of some."""
     if files is not None:
-        return read_by_root(
-            files, found.source, lambda paths, options: _read(job, spark, found, paths, options)
-        )
+        return _read(job, spark, found, [file.path for file in files], base_of(files, found.source))
     return _read(job, spark, found) if _ids_are_made(job) else found.df
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spark_dedup.datasets import FileInfo, root_of
+from spark_dedup.datasets import FileInfo
 from spark_dedup.ids.files import match_urls
 from spark_dedup.outputs import staged
 from spark_dedup.paths import delete, spark_path
@@ -136,8 +136,7 @@ def _write_passes(
         rows = located.groupBy("file").agg(F.count("*").alias("n")).collect()
         counts = {row["file"]: row["n"] for row in rows}
         urls = match_urls(docs.inputFiles(), [file.path for file in files])
-        roots = {file.path: root_of(file.path, found.source.names) for file in files}
-        parts = passes.plan_passes(urls, counts, roots=roots, ids_per_pass=passes.IDS_PER_PASS)
+        parts = passes.plan_passes(urls, counts, ids_per_pass=passes.IDS_PER_PASS)
         by_path = {file.path: file for file in files}
         for number, part in enumerate(parts, 1):
             with job_progress(spark, f"writing the documents that remain, pass {number} of {len(parts)}"):

@@ -170,9 +170,11 @@ def test_delta_view_and_clone(spark, given, tmp_path):
 
     spark.sql("CREATE SCHEMA IF NOT EXISTS removal_tests")
     try:
-        view = job(
-            given, "removal_tests.`2remain`", output_filetype="view", output_fields=["id", "text"]
-        ).run(spark)
+        shows = {"output_filetype": "view", "output_fields": ["id", "text"]}
+        with pytest.raises(InputError, match=r"SQL would not find .*nested/a\.parquet, which lies deeper"):
+            job(given, "removal_tests.`2remain`", **shows).run(spark)
+        shows["ids_to_remove_path"] = given / "ids" / "nested"
+        view = job(given, "removal_tests.`2remain`", **shows).run(spark)
         assert (view["num_documents"], view["num_documents_written"]) == (40, 34)
         shown = spark.table("removal_tests.`2remain`").orderBy("id").toArrow().to_pylist()
         assert shown == [{"id": r["id"], "text": r["text"]} for r in kept()]
@@ -182,7 +184,7 @@ def test_delta_view_and_clone(spark, given, tmp_path):
         table = job(given, "removal_tests.docs", output_filetype="delta").run(spark)
         assert table["num_documents_written"] == 34
         with pytest.raises(InputError, match="is a table, which no view replaces"):
-            job(given, "removal_tests.docs", output_filetype="view", output_mode="overwrite").run(spark)
+            job(given, "removal_tests.docs", output_mode="overwrite", **shows).run(spark)
         same = {
             "input_path": "removal_tests.docs",
             "output_path": "removal_tests.docs",
@@ -215,23 +217,22 @@ def test_delta_view_and_clone(spark, given, tmp_path):
 
 def test_passes_give_the_same_and_stay_small(spark, given, tmp_path, monkeypatch):
     monkeypatch.setattr(passes, "IDS_PER_PASS", 2)
-    # Partition folders of two roots, so that a pass that reads some files keeps their columns.
+    # Partition folders: a pass that reads some files keeps their columns.
     table = pa.Table.from_pylist(ROWS, schema=TYPES)
     for i, lang in enumerate(("de", "en", "fr", "it")):
-        folder = tmp_path / f"root{i // 2}" / f"lang={lang}"
+        folder = tmp_path / "in" / f"lang={lang}"
         folder.mkdir(parents=True)
         pq.write_table(table.slice(10 * i, 10), folder / "a.parquet")
     calls = []
     real = removal_writing.save
     monkeypatch.setattr(removal_writing, "save", lambda *a, **k: (calls.append(1), real(*a, **k)))
-    roots = [tmp_path / "root0", tmp_path / "root1"]
-    result = job(given, tmp_path / "out", input_path=roots).run(spark)
+    result = job(given, tmp_path / "out", input_path=tmp_path / "in").run(spark)
     assert result["num_documents_written"] == 34
-    assert len(calls) == 3  # ids in the files: 4 | 1 | 0 and 1, as a pass stays within a root
+    assert len(calls) == 2  # ids in the files: 4 | 1, 0 and 1
     table = ds.dataset(str(tmp_path / "out"), format="parquet").to_table()
     langs = [("de", "en", "fr", "it")[row["id"] // 10] for row in kept()]
     assert in_order(table) == [{**row, "lang": lang} for row, lang in zip(kept(), langs, strict=True)]
-    assert sorted(os.listdir(tmp_path)) == ["out", "root0", "root1"]
+    assert sorted(os.listdir(tmp_path)) == ["in", "out"]
 
 
 def jsonl_with_ids(folder):
