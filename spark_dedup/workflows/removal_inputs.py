@@ -14,7 +14,7 @@ from spark_dedup.ids.registry import IdRegistry
 from spark_dedup.names import quote_name, split_name
 from spark_dedup.outputs import check_output
 from spark_dedup.paths import exists, normalise_path
-from spark_dedup.removal.delta import check_flat, relation
+from spark_dedup.removal.delta import check_flat, check_folder, relation
 from spark_dedup.removal.text import check_id_types
 from spark_dedup.session import require_delta
 from spark_dedup.tables import ID, require_columns
@@ -206,6 +206,8 @@ def _check_target(
     if job.output_filetype in ("view", "delta-clone"):
         relation(found.source)
         check_flat(found.files, found.source)
+    if job.output_filetype == "delta-clone":
+        check_folder(found.files, found.source)
     if job.output_filetype == "view":
         relation(listed.source)
         check_flat(listed.files, listed.source)

@@ -187,6 +187,13 @@ def test_removal_refuses(spark, tmp_path):
     )
     refuse(InputError, "SQL names one path", output_filetype="view", output_path="v", id_field="text",
            input_path=[tmp_path / "in", tmp_path / "ids"])  # fmt: skip
+    one_file = {"input_path": tmp_path / "in" / "0.parquet", "id_field": "text"}
+    refuse(
+        InputError,
+        "is one file, and a delta-clone is made of a folder",
+        output_filetype="delta-clone",
+        **one_file,
+    )
     assert sorted(os.listdir(tmp_path)) == before
 
 
