@@ -71,6 +71,14 @@ def cli() -> None:
 @click.option(
     "--keep", multiple=True, help="Column that chooses the survivor, as quality:desc; may be repeated."
 )
+@click.option("--source-field", help="Column that names each document's source, for the ledger and rules.")
+@click.option("--source-priority", multiple=True, help="Source whose copies stay first; may be repeated.")
+@click.option(
+    "--protected-source",
+    "protected_sources",
+    multiple=True,
+    help="Source that loses nothing; may be repeated.",
+)
 @click.option("--verify", is_flag=True, help="Compare the texts themselves inside each hash group.")
 @click.option("--registry", help="Where the id registry lies; default OUTPUT/id_registry.")
 @click.option("--on-bad-lines", type=click.Choice(["error", "skip"]), default="error", show_default=True)

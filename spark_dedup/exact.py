@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FIRST_OF_GROUP",
     "Keep",
+    "apply_sources",
     "check_text",
     "duplicate_rows",
     "identify_exact",
@@ -59,8 +60,10 @@ def identify_exact(
 
 
 def ledger_rows(rows: DataFrame) -> DataFrame:
-    """Return ``duplicate_rows`` as ledger rows."""
+    """Return ``duplicate_rows`` as ledger rows, with their sources where they have them."""
     from pyspark.sql import functions as F
+
+    sources = [F.col(name) for name in ("source", "kept_source") if name in rows.columns]
 
     return rows.select(
         F.col(_ID).alias("id"),
@@ -69,7 +72,25 @@ def ledger_rows(rows: DataFrame) -> DataFrame:
         F.col(_HASH).alias("group_id"),
         F.lit("exact").alias("method"),
         F.lit(1.0).cast("double").alias("score"),
+        *sources,
     )
+
+
+def apply_sources(
+    rows: DataFrame, df: DataFrame, *, id_field: str, source_field: str, protected: Sequence[str] = ()
+) -> DataFrame:
+    """Add ``source`` and ``kept_source`` to ``duplicate_rows``, and leave out those of protected sources."""
+    from pyspark.sql import Window
+    from pyspark.sql import functions as F
+
+    from spark_dedup.rules import protect, with_sources
+
+    named = with_sources(rows, df, id_field=id_field, source_field=source_field, columns=(_ID, _SURVIVOR))
+    if not protected:
+        return named
+    # A group is counted by its second place, so the places are given anew among the rows that are left.
+    place = F.row_number().over(Window.partitionBy(_HASH, _SURVIVOR).orderBy(_PLACE)) + 1
+    return protect(named, protected).withColumn(_PLACE, place)
 
 
 def duplicate_rows(

@@ -234,8 +234,9 @@ def write_run(
         ],
     )
     mine = F.col("run_id") == F.lit(run.run_id)
-    check_survivors(rows)
     _commit(lambda: rows.writeTo(ledger.duplicates).overwrite(mine), ledger)
+    # Of what was written, so that nothing is computed twice; without a row in runs it does not count yet.
+    check_survivors(spark.table(ledger.duplicates).where(mine))
     row = _run_row(spark, run)
 
     def publish() -> None:

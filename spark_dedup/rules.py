@@ -72,8 +72,15 @@ def with_text_length(df: DataFrame, *, text_field: str) -> DataFrame:
     return df.withColumn(TEXT_LENGTH, F.coalesce(F.length(col(text_field)), F.lit(0)))
 
 
-def with_sources(rows: DataFrame, documents: DataFrame, *, id_field: str, source_field: str) -> DataFrame:
-    """Add ``source`` and ``kept_source`` (string) to ledger rows, by two joins on the id."""
+def with_sources(
+    rows: DataFrame,
+    documents: DataFrame,
+    *,
+    id_field: str,
+    source_field: str,
+    columns: tuple[str, str] = ("id", "kept_id"),
+) -> DataFrame:
+    """Add ``source`` and ``kept_source`` (string) to ledger rows, by two joins on the ids in ``columns``."""
     from pyspark.sql import functions as F
 
     require_columns(documents, [id_field, source_field], where="the documents")
@@ -82,8 +89,8 @@ def with_sources(rows: DataFrame, documents: DataFrame, *, id_field: str, source
     kept = documents.select(col(id_field).alias("__kept"), source.alias("kept_source"))
     return (
         rows.drop("source", "kept_source")
-        .join(removed, F.col("id") == F.col("__removed"), how="left")
-        .join(kept, F.col("kept_id") == F.col("__kept"), how="left")
+        .join(removed, col(columns[0]) == F.col("__removed"), how="left")
+        .join(kept, col(columns[1]) == F.col("__kept"), how="left")
         .drop("__removed", "__kept")
     )
 
@@ -188,18 +195,21 @@ def check_removed(
         _check_share(where, removed.get(name, 0), totals[name], limit)
 
 
-def check_limits(max_removed_fraction: float | None, max_cluster_fraction: float | None) -> None:
+def check_limits(
+    max_removed_fraction: float | Mapping[str, float] | None, max_cluster_fraction: float | None
+) -> None:
     """Check that limits are fractions.
 
     Raises:
         InputError: a limit outside [0, 1].
     """
-    for name, limit in (
-        ("max_removed_fraction", max_removed_fraction),
-        ("max_cluster_fraction", max_cluster_fraction),
-    ):
-        if limit is not None and not 0 <= limit <= 1:
-            raise InputError(f"{name} must lie in [0, 1], not {limit}")
+    removed = (
+        max_removed_fraction.values() if isinstance(max_removed_fraction, Mapping) else [max_removed_fraction]
+    )
+    for name, limits in (("max_removed_fraction", removed), ("max_cluster_fraction", [max_cluster_fraction])):
+        for limit in limits:
+            if limit is not None and not 0 <= limit <= 1:
+                raise InputError(f"{name} must lie in [0, 1], not {limit}")
 
 
 def over_a_limit(
@@ -207,12 +217,20 @@ def over_a_limit(
     *,
     num_documents: int,
     num_duplicates: int,
-    max_removed_fraction: float | None = None,
+    max_removed_fraction: float | Mapping[str, float] | None = None,
     max_cluster_fraction: float | None = None,
+    documents_by_source: Mapping[str, int] | None = None,
 ) -> SafetyStopError | None:
-    """Return why a job must stop, or None; ``rows`` are needed for ``max_cluster_fraction`` only."""
+    """Return why a job must stop, or None; ``rows`` are not needed for a single ``max_removed_fraction``."""
     try:
-        if max_removed_fraction is not None:
+        if isinstance(max_removed_fraction, Mapping) and rows is not None:
+            check_removed(
+                rows,
+                num_documents=num_documents,
+                max_removed_fraction=max_removed_fraction,
+                documents_by_source=documents_by_source,
+            )
+        elif isinstance(max_removed_fraction, float | int):
             _check_share("the input", num_duplicates, num_documents, max_removed_fraction)
         if max_cluster_fraction is not None and rows is not None:
             check_group_sizes(rows, num_documents=num_documents, max_cluster_fraction=max_cluster_fraction)

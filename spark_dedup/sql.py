@@ -65,7 +65,7 @@ def create_views(
     queries = view_queries(
         spark, found, documents=documents, id_field=id_field, input=input, run_id=run_id, filetype=filetype
     )
-    parts = split_name(prefix)
+    parts = (*split_name(prefix[:-1]), "") if prefix.endswith(".") else split_name(prefix)
     names = {kind: quote_name((*parts[:-1], parts[-1] + kind)) for kind in queries}
     # Everything that can be wrong is found before the first view is made.
     for kind, query in queries.items():
@@ -97,13 +97,14 @@ def view_queries(
     """Return the queries of ``create_views`` by view: plain SQL over the ledger's tables."""
     shown = _documents(spark, documents, filetype) if documents is not None else None
     scope = input if input is not None else documents
-    good = f"status = {literal(DONE)}"
+    conditions = {"status": DONE}
     if scope is not None:
-        good += f" AND input = {literal(describe_input(scope))}"
+        conditions["input"] = describe_input(scope)
     if run_id is not None:
         ledgers.find_run(spark, ledger, run_id)
-        good += f" AND run_id = {literal(run_id)}"
-    last = f"(SELECT run_id FROM {ledger.runs} WHERE {good} ORDER BY finished_at DESC, run_id DESC LIMIT 1)"
+        conditions["run_id"] = run_id
+    good = " AND ".join(f"r.{column} = {literal(value)}" for column, value in conditions.items())
+    last = f"(SELECT run_id FROM {ledger.runs} r WHERE {good} ORDER BY finished_at DESC, run_id DESC LIMIT 1)"
     rows = f"SELECT * FROM {ledger.duplicates} WHERE run_id = {last}"
     queries = {
         "runs": f"SELECT * FROM {ledger.runs}",
@@ -112,7 +113,7 @@ def view_queries(
         "duplicate_ids_any_run": (
             "SELECT d.id, count(DISTINCT d.run_id) AS num_runs, min(r.finished_at) AS first_found_at, "
             f"max(r.finished_at) AS last_found_at FROM {ledger.duplicates} d "
-            f"JOIN {ledger.runs} r ON d.run_id = r.run_id WHERE {good.replace('run_id =', 'r.run_id =')} "
+            f"JOIN {ledger.runs} r ON d.run_id = r.run_id WHERE {good} "
             "GROUP BY d.id"
         ),
         "groups": (

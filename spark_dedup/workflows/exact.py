@@ -14,6 +14,7 @@ from spark_dedup.datasets import Named, is_table_name
 from spark_dedup.errors import InputError
 from spark_dedup.exact import (
     Keep,
+    apply_sources,
     check_text,
     duplicate_rows,
     keep_order,
@@ -23,7 +24,14 @@ from spark_dedup.ids.assign import documents
 from spark_dedup.ids.registry import IdRegistry
 from spark_dedup.outputs import check_apart, check_output, exclusive
 from spark_dedup.paths import Location, delete, normalise_path, spark_path
-from spark_dedup.rules import SafetyStopError, check_limits, over_a_limit
+from spark_dedup.rules import (
+    SOURCE_RANK,
+    SafetyStopError,
+    check_limits,
+    count_by_source,
+    over_a_limit,
+    with_source_rank,
+)
 from spark_dedup.session import active_or_build, describe_device, job_progress, resolve_device, settings
 from spark_dedup.tables import ID, col, require_columns
 from spark_dedup.workflows.id_lists import write_ids
@@ -93,7 +101,11 @@ class ExactDeduplicationWorkflow:
         on_bad_lines: ``"error"`` or ``"skip"`` malformed JSON lines.
         output_mode: ``"error"`` or ``"overwrite"`` a finished output.
         ledger: folder or schema of a ledger that gets this run.
-        max_removed_fraction: stop before removing when more of the input than this is duplicates.
+        source_field: column that names each document's source, for the ledger and the rules below.
+        source_priority: sources whose copies stay first, before ``keep``.
+        protected_sources: sources that lose nothing: their copies stay, and stand for those of others.
+        max_removed_fraction: stop before removing when more of the input than this is duplicates; a mapping limits
+            single sources, ``"*"`` the whole.
         max_cluster_fraction: stop before removing when one group holds more of the input than this.
         device: ``auto``, ``cpu`` or ``gpu``; for the session that ``run`` builds when it is given none.
 
@@ -122,7 +134,10 @@ class ExactDeduplicationWorkflow:
     on_bad_lines: str = "error"
     output_mode: str = "error"
     ledger: Location | None = None
-    max_removed_fraction: float | None = None
+    source_field: str | None = None
+    source_priority: Sequence[str] = ()
+    protected_sources: Sequence[str] = ()
+    max_removed_fraction: float | Mapping[str, float] | None = None
     max_cluster_fraction: float | None = None
     device: str = "auto"
 
@@ -140,6 +155,9 @@ class ExactDeduplicationWorkflow:
         keep_order(self.keep)
         check_size(self.input_blocksize)
         check_limits(self.max_removed_fraction, self.max_cluster_fraction)
+        by_source = isinstance(self.max_removed_fraction, Mapping)
+        if (self.source_priority or self.protected_sources or by_source) and self.source_field is None:
+            raise InputError("rules by source need source_field")
 
     def run(self, spark: SparkSession | None = None) -> WorkflowResult:
         """Run the job.
@@ -237,7 +255,8 @@ class ExactDeduplicationWorkflow:
         return {
             **{name: getattr(self, name) for name in names},
             "ledger": None if self.ledger is None else str(self.ledger),
-            "rows_are_kept": self.ledger is not None or self.max_cluster_fraction is not None,
+            "rows_are_kept": self._keeps_rows,
+            "sources": [self.source_field, *self.source_priority, None, *self.protected_sources],
             "keep": keep_order(self.keep),
             "input": str(self.input_path),
             "registry": self._registry(),
@@ -269,8 +288,13 @@ class ExactDeduplicationWorkflow:
         assert self.input_path is not None  # settled in __post_init__
         return self.input_path
 
+    @property
+    def _keeps_rows(self) -> bool:
+        return (self.ledger, self.max_cluster_fraction, self.source_field) != (None, None, None)
+
     def _columns(self) -> list[str]:
-        return list(dict.fromkeys([self.text_field, *(name for name, _ in keep_order(self.keep))]))
+        source = [] if self.source_field is None else [self.source_field]
+        return list(dict.fromkeys([self.text_field, *(name for name, _ in keep_order(self.keep)), *source]))
 
     def _inspect(self, spark: SparkSession, output: str) -> _Documents:
         own = [] if self.id_field is None else [self.id_field]
@@ -331,15 +355,32 @@ class ExactDeduplicationWorkflow:
             df = read.df
             generator_path = f"{output}/{GENERATOR_FILE}"
             registry.to_disk(generator_path)
+        by_source: dict[str, int] = {}
+        keep: list[str | tuple[str, str]] = [
+            (name, "desc" if descending else "asc") for name, descending in keep_order(self.keep)
+        ]
+        if self.source_field is not None:
+            by_source = count_by_source(df, source_field=self.source_field)
+            df = with_source_rank(
+                df,
+                source_field=self.source_field,
+                priority=self.source_priority,
+                protected=self.protected_sources,
+            )
+            keep = [SOURCE_RANK, *keep]
         rows = duplicate_rows(
             df,
             text_field=self.text_field,
             id_field=self._id,
-            keep=self.keep,
+            keep=keep or None,
             verify=self.verify,
             n_partitions=self.total_nparts,
         )
-        if self.ledger is not None or self.max_cluster_fraction is not None:
+        if self.source_field is not None:
+            rows = apply_sources(
+                rows, df, id_field=self._id, source_field=self.source_field, protected=self.protected_sources
+            )
+        if self._keeps_rows:
             rows = self._keep_rows(spark, rows, output)
         folder = f"{output}/{IDS_FOLDER}"
         with job_progress(spark, "writing duplicate ids"):
@@ -352,6 +393,7 @@ class ExactDeduplicationWorkflow:
             "num_duplicates": num_duplicates,
             "num_groups": num_groups,
             "id_generator_path": generator_path,
+            **({"documents_by_source": by_source} if by_source else {}),
         }
 
     def _keep_rows(self, spark: SparkSession, rows: DataFrame, output: str) -> DataFrame:
@@ -369,11 +411,12 @@ class ExactDeduplicationWorkflow:
     ) -> SafetyStopError | None:
         """Return why nothing may be removed, or None. The ids, and the run in the ledger, stay for review."""
         return over_a_limit(
-            None if self.max_cluster_fraction is None else self._kept_rows(spark, output),
+            self._kept_rows(spark, output) if self._keeps_rows else None,
             num_documents=identified["num_documents"],
             num_duplicates=identified["num_duplicates"],
             max_removed_fraction=self.max_removed_fraction,
             max_cluster_fraction=self.max_cluster_fraction,
+            documents_by_source=identified.get("documents_by_source"),
         )
 
     def _write_ledger(
@@ -401,9 +444,13 @@ class ExactDeduplicationWorkflow:
                 "input_filetype": self.input_filetype,
                 "keep": keep_order(self.keep),
                 "verify": self.verify,
+                "source_field": self.source_field,
+                "source_priority": list(self.source_priority),
+                "protected_sources": list(self.protected_sources),
                 "max_removed_fraction": self.max_removed_fraction,
                 "max_cluster_fraction": self.max_cluster_fraction,
             },
+            documents_by_source=identified.get("documents_by_source") or {},
             status=DONE if stop is None else STOPPED,
             message=None if stop is None else str(stop),
             times={"identification_time": identified["identification_time"]},
