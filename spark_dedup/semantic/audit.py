@@ -341,4 +341,6 @@ def ratio_interval(
     half = math.sqrt(z2 * recall * (1 - recall) / effective + z2**2 / (4 * effective**2)) / (
         1 + z2 / effective
     )
-    return recall, max(0.0, centre - half), min(1.0, centre + half)
+    # At the ends the formula gives 0 and 1 but for rounding, which must not shut the true share out.
+    low = 0.0 if recall == 0 else max(0.0, centre - half)
+    return recall, low, 1.0 if recall == 1 else min(1.0, centre + half)
