@@ -40,7 +40,7 @@ test-rapids: $(STAMP)
 	$(BIN)/python -m pytest -m rapids tests/rapids
 
 test-gpu-contract: $(GPU_STAMP)
-	PYTHONPATH=. $(GPU_VENV)/bin/python -m pytest -p no:cacheprovider --confcutdir=tests/gpu_contract -m gpu_contract tests/gpu_contract
+	PYTHONPATH=. $(GPU_VENV)/bin/python -m pytest --noconftest -p no:cacheprovider -m gpu_contract tests/gpu_contract
 
 check: $(STAMP)
 	$(BIN)/ruff check .
