@@ -258,7 +258,14 @@ def register(spark: SparkSession) -> None:
         EXECUTE IMMEDIATE 'CREATE VIEW dups AS ' || dedup_query;
 
     ``documents`` and ``pairs`` are names of tables or views; nothing in them or in a column's name can inject SQL.
+
+    Raises:
+        InputError: on Spark 3.5, which has no SQL functions.
     """
+    if int(spark.version.split(".")[0]) < 4:
+        raise InputError(
+            f"SQL functions need Spark 4.0 or newer, this session is {spark.version}: use identify_exact"
+        )
     column = "concat('`', replace({0}, '`', '``'), '`')"
     # 92 is the backslash, 39 the quote: IDENTIFIER reads the escaped literal as a name and nothing else.
     table = (
