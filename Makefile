@@ -33,7 +33,7 @@ demo: $(STAMP)
 	@$(BIN)/python -m spark_dedup.demo $(if $(INPUT),--input "$(INPUT)") --output "$(OUTPUT)"
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not rapids and not gpu_contract"
+	$(BIN)/python -m pytest -m "not rapids and not gpu_contract" -n 3 --dist loadfile
 
 test-rapids: $(STAMP)
 	$(BIN)/python -m spark_dedup.runtime rapids

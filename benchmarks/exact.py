@@ -100,7 +100,16 @@ def main():
     parser.add_argument("--data", type=Path, default=HERE / "data")
     parser.add_argument("--peer-python", help="Python with NeMo Curator 1.4")
     parser.add_argument("--only", nargs="*", help="words of the candidates to run")
+    parser.add_argument(
+        "--curve", nargs="*", type=float, help="millions of small documents; measures only that"
+    )
+    parser.add_argument("--mean-chars", type=int, default=560, help="of the curve's documents")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.one:
+        return one(args)
+    if args.curve:
+        return curve(args)
     docs = make_corpus(args.data, args.documents)
     work = args.data / "work"
     spark = build_session("benchmarks", device="cpu", conf={"spark.driver.memory": "8g"})
@@ -123,6 +132,55 @@ def main():
         )  # fmt: skip
         print(f"| NeMo Curator removal ÷ ours | {theirs:.2f} s ÷ {ours:.2f} s | {theirs / ours:.2f} |")
     spark.stop()
+
+
+def curve(args):
+    """Cost and memory against the number of documents: a process each, 2 GiB of heap, small documents."""
+    print("| documents | identify, generated ids | per million | peak memory of all processes |")
+    for millions in args.curve:
+        docs = make_corpus(args.data, int(millions * 1e6), mean_chars=args.mean_chars)
+        ran = subprocess.run(
+            [sys.executable, "-m", "benchmarks.exact", "--one", str(docs), "--data", str(args.data)],
+            capture_output=True, text=True, check=True, cwd=HERE.parent,
+        )  # fmt: skip
+        seconds, peak = map(float, ran.stdout.split()[-2:])
+        print(
+            f"| {millions:g} M | {seconds:.1f} s | {seconds / millions:.2f} s | {peak / 2**30:.2f} GiB |",
+            flush=True,
+        )
+
+
+def one(args):
+    """Print seconds of the second run, and the peak of resident memory of this process and its children."""
+    import threading
+
+    import psutil
+
+    peak, done = [0], threading.Event()
+
+    def watch():
+        me = psutil.Process()
+        while not done.wait(0.2):
+            held = 0
+            for process in [me, *me.children(recursive=True)]:
+                try:
+                    held += process.memory_info().rss
+                except psutil.Error:
+                    continue
+            peak[0] = max(peak[0], held)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    spark = build_session("benchmarks", device="cpu", conf={"spark.driver.memory": "2g"})
+    for _ in range(2):
+        started = time.perf_counter()
+        ExactDeduplicationWorkflow(output_path=fresh(args.data / "work" / "one"), input_path=args.one).run(
+            spark
+        )
+        seconds = time.perf_counter() - started
+    done.set()
+    watcher.join()
+    print(seconds, peak[0])
 
 
 def removal_seconds(spark, docs, work, rounds):
