@@ -186,7 +186,7 @@ def run_semantic(spark: SparkSession, kept: Path, output: Path, rows: int, *, ep
     label = "path" if "path" in docs.columns else None
     long_enough = docs.where(F.length("text").between(400, 20_000)).orderBy(F.xxhash64("_curator_dedup_id"))
     columns = [F.col("_curator_dedup_id").alias("id"), F.col("text"), *([F.col(label)] if label else [])]
-    sample = long_enough.select(*columns).limit(rows).toPandas()
+    sample: Any = long_enough.select(*columns).limit(rows).toPandas()
     if len(sample) < 50:
         click.echo("\nSEMANTIC  skipped: fewer than 50 documents of 400 to 20,000 characters remain")
         return

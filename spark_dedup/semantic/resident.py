@@ -94,7 +94,7 @@ def staged(work: Callable[[Iterable[pa.RecordBatch], Peers], Iterator[pa.RecordB
 def blas_threads(count: int) -> AbstractContextManager[object]:
     """Limit matrix products to ``count`` threads inside the block."""
     try:
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+        from threadpoolctl import threadpool_limits
     except ImportError:  # Spark's own OMP_NUM_THREADS holds then: the cores of a task
         return contextlib.nullcontext()
     limits: AbstractContextManager[object] = threadpool_limits(count, user_api="blas")
