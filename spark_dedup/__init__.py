@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from spark_dedup import runtime
-
 __version__ = "0.1.0"
 
 _NAMES = {
@@ -62,6 +60,9 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: importing the package must not need Spark."""
     if name not in _HOME:
         raise AttributeError(f"module 'spark_dedup' has no attribute {name!r}")
+    # Imported here, so that `python -m spark_dedup.runtime` does not find itself imported already.
+    from spark_dedup import runtime
+
     runtime.ensure_pyspark()
     value = getattr(importlib.import_module(_HOME[name]), name)
     globals()[name] = value
