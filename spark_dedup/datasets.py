@@ -169,6 +169,11 @@ def _walk_local(root: str, endings: tuple[str, ...]) -> Iterator[FileInfo]:
                 if entry.is_dir():
                     folders.append(entry.path)
                 elif entry.name.endswith(endings):
+                    if ":" in entry.name:
+                        raise InputError(
+                            f"{entry.path}: Hadoop cannot read a local file whose name holds ':' (in a folder's name "
+                            "it may stand): rename the file"
+                        )
                     stat = entry.stat()
                     yield FileInfo(entry.path, stat.st_size, stat.st_mtime_ns // 1_000_000)
 

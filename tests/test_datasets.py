@@ -41,7 +41,7 @@ def test_listing(tmp_path):
 @pytest.mark.parametrize(
     ("name", "is_table"),
     [
-        ("docs", True),
+        ("no_such_folder", True),
         ("a.b", True),
         ("a.b.c", True),
         ("`a b`.`c.d`", True),
@@ -52,7 +52,7 @@ def test_listing(tmp_path):
 )
 def test_table_names(name, is_table):
     assert is_table_name(name) is is_table
-    assert not is_table_name(Path("docs"))
+    assert not is_table_name(Path("no_such_folder"))
 
 
 def test_an_existing_path_is_no_table(tmp_path, monkeypatch):
@@ -138,3 +138,11 @@ def test_partition_folders(spark, tmp_path):
     write(tmp_path / "p" / "z.parquet", a=[3])
     assert sorted(row[0] for row in read_dataset(spark, tmp_path / "p").collect()) == [1, 2, 3]
     assert read_dataset(spark, tmp_path / "p" / "year=2024" / "lang=de").columns == ["a"]
+
+
+def test_a_colon_in_a_file_name_is_refused_by_name(tmp_path):
+    write(tmp_path / "a:b" / "fine.parquet", a=[1])
+    assert len(list_files(tmp_path)) == 1
+    write(tmp_path / "a:b" / "c:d.parquet", a=[1])
+    with pytest.raises(InputError, match=r"c:d\.parquet.*rename the file"):
+        list_files(tmp_path)

@@ -182,9 +182,7 @@ def test_removal_refuses(spark, tmp_path):
     )
     refuse(FileNotFoundError, "no input files: .*none", ids_to_remove_path=tmp_path / "none")
     refuse(InputError, "1 unreadable parquet file", ids_to_remove_path=tmp_path / "broken")
-    refuse(
-        InputError, "holds the input .*ids", output_path=tmp_path, output_mode="overwrite", id_field="text"
-    )
+    refuse(InputError, "holds the input", output_path=tmp_path, output_mode="overwrite", id_field="text")
     refuse(InputError, "SQL names one path", output_filetype="view", output_path="v", id_field="text",
            input_path=[tmp_path / "in", tmp_path / "ids"])  # fmt: skip
     one_file = {"input_path": tmp_path / "in" / "0.parquet", "id_field": "text"}
@@ -236,9 +234,9 @@ def test_odd_names_work(spark, tmp_path, filetype):
         rows = [{key: number + i, text: f"t{(number + i) % 7}"} for i in range(2)]
         number += 2
         if filetype == "parquet":
-            pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
+            pq.write_table(pa.Table.from_pylist(rows), folder / f"{name.replace(':', '')}.parquet")
         else:
-            (folder / f"{name}.jsonl").write_text(
+            (folder / f"{name.replace(':', '')}.jsonl").write_text(
                 "".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8"
             )
     source = tmp_path / f"in {''.join(ODD[:3])}"
