@@ -171,8 +171,8 @@ def _walk_local(root: str, endings: tuple[str, ...]) -> Iterator[FileInfo]:
                 elif entry.name.endswith(endings):
                     if ":" in entry.name:
                         raise InputError(
-                            f"{entry.path}: Hadoop cannot read a local file whose name holds ':' (in a folder's name "
-                            "it may stand): rename the file"
+                            f"{entry.path}: Hadoop cannot read a local file whose name holds ':' (folders' names "
+                            "may): rename the file"
                         )
                     stat = entry.stat()
                     yield FileInfo(entry.path, stat.st_size, stat.st_mtime_ns // 1_000_000)
