@@ -183,7 +183,7 @@ def test_removal_refuses(spark, tmp_path):
     refuse(FileNotFoundError, "no input files: .*none", ids_to_remove_path=tmp_path / "none")
     refuse(InputError, "1 unreadable parquet file", ids_to_remove_path=tmp_path / "broken")
     refuse(InputError, "holds the input", output_path=tmp_path, output_mode="overwrite", id_field="text")
-    refuse(InputError, "SQL names one path", output_filetype="view", output_path="v", id_field="text",
+    refuse(InputError, "has another schema", output_filetype="view", output_path="v", id_field="text",
            input_path=[tmp_path / "in", tmp_path / "ids"])  # fmt: skip
     one_file = {"input_path": tmp_path / "in" / "0.parquet", "id_field": "text"}
     refuse(
@@ -240,7 +240,9 @@ def test_odd_names_work(spark, tmp_path, filetype):
                 "".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8"
             )
     source = tmp_path / f"in {''.join(ODD[:3])}"
-    out = tmp_path / f"out {''.join(ODD[3:])}"
+    # Hadoop's globbing knows no name with a colon and a glob character both.
+    plain = [name for name in ODD[3:] if "[" not in name]
+    out = tmp_path / f"out {''.join(plain)}"
     exact = ExactDeduplicationWorkflow(
         input_path=source, output_path=out, input_filetype=filetype, text_field=text, perform_removal=True
     ).run(spark)
@@ -252,7 +254,7 @@ def test_odd_names_work(spark, tmp_path, filetype):
     if filetype == "parquet":
         pq.write_table(pa.table({key: [0, 5]}), tmp_path / "ids.parquet")
         for kind in ("delta", "delta-clone"):
-            place = tmp_path / f"{kind} {''.join(ODD)}"
+            place = tmp_path / f"{kind} {''.join(plain)}"
             removed = TextDuplicatesRemovalWorkflow(
                 input_path=source / ODD[0] / f"{ODD[0]}.parquet"
                 if kind == "delta"
