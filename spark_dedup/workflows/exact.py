@@ -2,72 +2,44 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from spark_dedup.datasets import Named, is_table_name
+from spark_dedup.datasets import Named
 from spark_dedup.errors import InputError
-from spark_dedup.exact import (
-    Keep,
-    apply_sources,
-    check_text,
-    duplicate_rows,
-    keep_order,
-    ledger_rows,
+from spark_dedup.exact import Keep, keep_order
+from spark_dedup.outputs import exclusive
+from spark_dedup.paths import Location, normalise_path
+from spark_dedup.rules import SafetyStopError, check_limits, over_a_limit
+from spark_dedup.session import active_or_build, settings
+from spark_dedup.workflows.exact_inputs import (
+    DEFAULT_BLOCKSIZE,
+    GENERATOR_FILE,
+    IDS_FOLDER,
+    OWNED,
+    REMOVED_FOLDER,
+    id_of,
+    input_of,
+    inspect,
+    registry_of,
+    running_settings,
+    startup_settings,
 )
-from spark_dedup.ids.assign import documents
-from spark_dedup.ids.registry import IdRegistry
-from spark_dedup.outputs import check_apart, check_output, exclusive
-from spark_dedup.paths import Location, delete, normalise_path, spark_path
-from spark_dedup.rules import (
-    SOURCE_RANK,
-    SafetyStopError,
-    check_limits,
-    count_by_source,
-    over_a_limit,
-    with_source_rank,
-)
-from spark_dedup.session import active_or_build, describe_device, job_progress, resolve_device, settings
-from spark_dedup.tables import ID, col, require_columns
-from spark_dedup.workflows.id_lists import write_ids
-from spark_dedup.workflows.inputs import (
-    JobInput,
-    check_size,
-    check_unique_ids,
-    inspect_input,
-    read_input,
-    session_with,
-    split_settings,
-    table_version,
-)
+from spark_dedup.workflows.exact_matching import forget_rows, identify, keeps_rows, kept_rows
+from spark_dedup.workflows.inputs import check_size, session_with, table_version
+from spark_dedup.workflows.planning import plan_of
+from spark_dedup.workflows.recording import record_run
 from spark_dedup.workflows.result import WorkflowResult
-from spark_dedup.workflows.steps import fingerprint, refuse_finished, steps_of
+from spark_dedup.workflows.steps import fingerprint, steps_of
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import SparkSession
 
 __all__ = ["ExactDeduplicationWorkflow"]
-
-logger = logging.getLogger(__name__)
-
-IDS_FOLDER = "ExactDuplicateIds"
-GENERATOR_FILE = "exact_id_generator.json"
-REMOVED_FOLDER = "deduplicated"
-OWNED = (IDS_FOLDER, REMOVED_FOLDER, GENERATOR_FILE)
-_LEDGER_ROWS = ".ledger_rows"
-_DEFAULT_BLOCKSIZE = "2GiB"
-
-
-@dataclass(frozen=True)
-class _Documents(JobInput):
-    """An input that was looked at, with its documents as they are."""
-
-    df: DataFrame = field(kw_only=True)
 
 
 @dataclass(kw_only=True)
@@ -116,7 +88,7 @@ class ExactDeduplicationWorkflow:
     output_path: Location
     input_path: Named | None = None
     input_filetype: str = "parquet"
-    input_blocksize: int | str = _DEFAULT_BLOCKSIZE
+    input_blocksize: int | str = DEFAULT_BLOCKSIZE
     identification_batchsize: int = 1
     input_file_extensions: Sequence[str] | None = None
     read_kwargs: Mapping[str, Any] | None = None
@@ -176,13 +148,13 @@ class ExactDeduplicationWorkflow:
         """
         started, began = time.monotonic(), datetime.now(UTC)
         session = session_with(
-            spark, self._startup(), device=self.device, reason="ExactDeduplicationWorkflow"
+            spark, startup_settings(self), device=self.device, reason="ExactDeduplicationWorkflow"
         )
         output = normalise_path(self.output_path)
         with ExitStack() as held:
-            found = self._inspect(session, output)
+            found = inspect(self, session, output)
             held.enter_context(exclusive(output))
-            held.enter_context(settings(session, self._settings(), reason="ExactDeduplicationWorkflow"))
+            held.enter_context(settings(session, running_settings(self), reason="ExactDeduplicationWorkflow"))
             digest = fingerprint(self._identity(session), found.files)
             steps = held.enter_context(
                 steps_of(output, digest, owned=OWNED, beside=["id_registry"], mode=self.output_mode)
@@ -190,13 +162,13 @@ class ExactDeduplicationWorkflow:
             identified = steps.result("identify")
             if identified is None:
                 wrote = [IDS_FOLDER, GENERATOR_FILE] if self.assign_id else [IDS_FOLDER]
-                identified = steps.finish("identify", self._identify(session, found, output), wrote=wrote)
+                identified = steps.finish("identify", identify(self, session, found, output), wrote=wrote)
             metadata: dict[str, Any] = {"total_time": 0.0, **identified, "output_path": output}
             stop = self._over_a_limit(session, output, identified)
             if self.ledger is not None:
                 recorded = steps.result("ledger")
                 if recorded is None:
-                    recorded = self._write_ledger(session, output, identified, began, stop)
+                    recorded = self._record(session, self.ledger, output, identified, began, stop)
                     if stop is None:
                         steps.finish("ledger", recorded)
                 metadata |= recorded
@@ -207,7 +179,7 @@ class ExactDeduplicationWorkflow:
                 if removed is None:
                     removed = steps.finish("remove", self._remove(session, output), wrote=[REMOVED_FOLDER])
                 metadata |= removed
-            delete(f"{output}/{_LEDGER_ROWS}")
+            forget_rows(output)
             steps.close()
         metadata["total_time"] = time.monotonic() - started
         return WorkflowResult("exact_deduplication", metadata)
@@ -216,30 +188,19 @@ class ExactDeduplicationWorkflow:
         """Say what would be read and written, and how large it is, and touch nothing."""
         session = active_or_build(spark, device=self.device)
         output = normalise_path(self.output_path)
-        found = self._inspect(session, output)
-        rows = found.num_rows
+        found = inspect(self, session, output)
         writes = [f"{output}/{IDS_FOLDER}"]
         writes += [f"{output}/{GENERATOR_FILE}"] if self.assign_id else []
         writes += [f"{output}/{REMOVED_FOLDER}"] if self.perform_removal else []
-        return WorkflowResult(
-            "exact_deduplication (plan)",
-            {
-                "input": str(found.source),
-                "files": len(found.files) or None,
-                "bytes": found.num_bytes or None,
-                "rows": rows,
-                # A row is shuffled as 32 hex digits, an id, and Spark's row header.
-                "shuffle_bytes": rows * 64 if rows is not None else None,
-                "device": describe_device(self.device),
-                "writes": ", ".join(writes),
-                "settings": ", ".join(f"{k}={v}" for k, v in (self._settings() | self._startup()).items())
-                or None,
-            },
+        return plan_of(
+            "exact_deduplication",
+            found,
+            # A row is shuffled as 32 hex digits, an id, and Spark's row header.
+            work={"shuffle_bytes": None if found.num_rows is None else found.num_rows * 64},
+            device=self.device,
+            writes=writes,
+            settings=running_settings(self) | startup_settings(self),
         )
-
-    @property
-    def _id(self) -> str:
-        return self.id_field if self.id_field is not None else ID
 
     def _identity(self, spark: SparkSession) -> dict[str, Any]:
         """Return what decides the result, beside the input's files."""
@@ -255,163 +216,20 @@ class ExactDeduplicationWorkflow:
         return {
             **{name: getattr(self, name) for name in names},
             "ledger": None if self.ledger is None else str(self.ledger),
-            "rows_are_kept": self._keeps_rows,
+            "rows_are_kept": keeps_rows(self),
             "sources": [self.source_field, *self.source_priority, None, *self.protected_sources],
             "keep": keep_order(self.keep),
             "input": str(self.input_path),
-            "registry": self._registry(),
-            "version": table_version(spark, self._input, filetype=self.input_filetype),
+            "registry": registry_of(self),
+            "version": table_version(spark, input_of(self), filetype=self.input_filetype),
         }
-
-    def _registry(self) -> str | None:
-        if not self.assign_id:
-            return None
-        return str(
-            self.registry if self.registry is not None else f"{normalise_path(self.output_path)}/id_registry"
-        )
-
-    def _settings(self) -> dict[str, str]:
-        if self.input_blocksize == _DEFAULT_BLOCKSIZE and self.identification_batchsize == 1:
-            return {}
-        return split_settings(check_size(self.input_blocksize) * self.identification_batchsize)
-
-    def _startup(self) -> dict[str, str]:
-        """Return settings that a session takes only when it starts."""
-        asked = {
-            "spark.rapids.memory.gpu.allocSize": self.rmm_pool_size,
-            "spark.rapids.memory.host.spillStorageSize": self.spill_memory_limit,
-        }
-        return {key: str(value) for key, value in asked.items() if value not in (None, "auto")}
-
-    @property
-    def _input(self) -> Named:
-        assert self.input_path is not None  # settled in __post_init__
-        return self.input_path
-
-    @property
-    def _keeps_rows(self) -> bool:
-        return (self.ledger, self.max_cluster_fraction, self.source_field) != (None, None, None)
-
-    def _columns(self) -> list[str]:
-        source = [] if self.source_field is None else [self.source_field]
-        return list(dict.fromkeys([self.text_field, *(name for name, _ in keep_order(self.keep)), *source]))
-
-    def _inspect(self, spark: SparkSession, output: str) -> _Documents:
-        own = [] if self.id_field is None else [self.id_field]
-        wanted = list(dict.fromkeys([*self._columns(), *own]))
-        found = inspect_input(
-            spark,
-            self._input,
-            filetype=self.input_filetype,
-            extensions=self.input_file_extensions,
-            columns=wanted,
-        )
-        check_apart(output, found.paths, may_hold=True)
-        for name in (IDS_FOLDER, REMOVED_FOLDER):
-            check_output(f"{output}/{name}", inputs=found.paths, mode="overwrite")
-        registry = self._registry()
-        if registry is not None and not is_table_name(registry):
-            check_apart(normalise_path(registry), found.paths, may_hold=True)
-        refuse_finished(output, owned=OWNED, mode=self.output_mode)
-        df, num_rows = read_input(
-            spark,
-            self._input,
-            filetype=self.input_filetype,
-            read_kwargs=self.read_kwargs,
-            extensions=self.input_file_extensions,
-            on_bad_lines=self.on_bad_lines,
-            check_lines=not self.assign_id,  # making ids looks for them as well
-        )
-        check_text(df, self.text_field)
-        require_columns(df, wanted, where=str(found.source))
-        if self.id_field is not None:
-            with job_progress(spark, "checking that ids are unique"):
-                num_rows = check_unique_ids(spark, df, self.id_field)
-        elif found.source.kind == "files":
-            num_rows = found.num_rows
-        return _Documents(found.source, found.files, num_rows, found.paths, df=df)
-
-    def _identify(self, spark: SparkSession, found: _Documents, output: str) -> dict[str, Any]:
-        started = time.monotonic()
-        generator_path = None
-        df, num_documents = found.df, found.num_rows or 0
-        if self.assign_id:
-            registry = IdRegistry.open(spark, self._registry() or "")
-            with job_progress(spark, "registering ids"):
-                read = documents(
-                    spark,
-                    self._input,
-                    filetype=self.input_filetype,
-                    registry=registry,
-                    columns=self._columns(),
-                    on_bad_lines=self.on_bad_lines,
-                    read_kwargs=self.read_kwargs,
-                    extensions=self.input_file_extensions,
-                    schema=df.schema if found.source.kind == "files" else None,
-                )
-            # The ids of a Delta table count the rows that deletion vectors hide, too.
-            in_table = found.source.kind != "files"
-            num_documents = df.count() if in_table else read.num_ids - read.num_skipped
-            df = read.df
-            generator_path = f"{output}/{GENERATOR_FILE}"
-            registry.to_disk(generator_path)
-        by_source: dict[str, int] = {}
-        keep: list[str | tuple[str, str]] = [
-            (name, "desc" if descending else "asc") for name, descending in keep_order(self.keep)
-        ]
-        if self.source_field is not None:
-            by_source = count_by_source(df, source_field=self.source_field)
-            df = with_source_rank(
-                df,
-                source_field=self.source_field,
-                priority=self.source_priority,
-                protected=self.protected_sources,
-            )
-            keep = [SOURCE_RANK, *keep]
-        rows = duplicate_rows(
-            df,
-            text_field=self.text_field,
-            id_field=self._id,
-            keep=keep or None,
-            verify=self.verify,
-            n_partitions=self.total_nparts,
-        )
-        if self.source_field is not None:
-            rows = apply_sources(
-                rows, df, id_field=self._id, source_field=self.source_field, protected=self.protected_sources
-            )
-        if self._keeps_rows:
-            rows = self._keep_rows(spark, rows, output)
-        folder = f"{output}/{IDS_FOLDER}"
-        with job_progress(spark, "writing duplicate ids"):
-            num_duplicates, num_groups = write_ids(
-                rows, df.select(col(self._id)), folder, write_kwargs=self.write_kwargs
-            )
-        return {
-            "identification_time": time.monotonic() - started,
-            "num_documents": num_documents,
-            "num_duplicates": num_duplicates,
-            "num_groups": num_groups,
-            "id_generator_path": generator_path,
-            **({"documents_by_source": by_source} if by_source else {}),
-        }
-
-    def _keep_rows(self, spark: SparkSession, rows: DataFrame, output: str) -> DataFrame:
-        """Write the full rows once, for the ids and the ledger both."""
-        kept = f"{output}/{_LEDGER_ROWS}"
-        with job_progress(spark, "grouping equal texts"):
-            rows.write.mode("overwrite").parquet(kept)
-        return spark.read.parquet(spark_path(kept))
-
-    def _kept_rows(self, spark: SparkSession, output: str) -> DataFrame:
-        return ledger_rows(spark.read.parquet(spark_path(f"{output}/{_LEDGER_ROWS}")))
 
     def _over_a_limit(
         self, spark: SparkSession, output: str, identified: Mapping[str, Any]
     ) -> SafetyStopError | None:
         """Return why nothing may be removed, or None. The ids, and the run in the ledger, stay for review."""
         return over_a_limit(
-            self._kept_rows(spark, output) if self._keeps_rows else None,
+            kept_rows(spark, output) if keeps_rows(self) else None,
             num_documents=identified["num_documents"],
             num_duplicates=identified["num_duplicates"],
             max_removed_fraction=self.max_removed_fraction,
@@ -419,26 +237,26 @@ class ExactDeduplicationWorkflow:
             documents_by_source=identified.get("documents_by_source"),
         )
 
-    def _write_ledger(
+    def _record(
         self,
         spark: SparkSession,
+        ledger: Location,
         output: str,
         identified: Mapping[str, Any],
         began: datetime,
         stop: SafetyStopError | None,
     ) -> dict[str, Any]:
-        from spark_dedup.ledger import DONE, STOPPED, Run, describe_input, input_version, write_run
-
-        run = Run(
+        return record_run(
+            spark,
+            ledger,
+            kept_rows(spark, output),
             method="exact",
-            input=describe_input(self._input),
-            input_version=input_version(spark, self._input, filetype=self.input_filetype),
-            id_field=self._id,
-            num_documents=identified["num_documents"],
-            num_groups=identified["num_groups"],
-            num_duplicates=identified["num_duplicates"],
-            started_at=began,
-            registry=self._registry(),
+            source=input_of(self),
+            filetype=self.input_filetype,
+            id_field=id_of(self),
+            metadata=identified,
+            began=began,
+            stop=stop,
             parameters={
                 "text_field": self.text_field,
                 "input_filetype": self.input_filetype,
@@ -450,29 +268,23 @@ class ExactDeduplicationWorkflow:
                 "max_removed_fraction": self.max_removed_fraction,
                 "max_cluster_fraction": self.max_cluster_fraction,
             },
-            documents_by_source=identified.get("documents_by_source") or {},
-            status=DONE if stop is None else STOPPED,
-            message=None if stop is None else str(stop),
-            times={"identification_time": identified["identification_time"]},
-            device=resolve_device(self.device),
+            device=self.device,
+            registry=registry_of(self),
         )
-        with job_progress(spark, "writing the ledger"):
-            ledger = write_run(spark, self.ledger or "", run, self._kept_rows(spark, output))
-        return {"ledger": ledger.location, "run_id": run.run_id}
 
     def _remove(self, spark: SparkSession, output: str) -> dict[str, Any]:
         from spark_dedup.workflows.removal import TextDuplicatesRemovalWorkflow
 
         done = TextDuplicatesRemovalWorkflow(
-            input_path=self._input,
+            input_path=input_of(self),
             ids_to_remove_path=f"{output}/{IDS_FOLDER}",
             output_path=f"{output}/{REMOVED_FOLDER}",
             input_filetype=self.input_filetype,
-            id_field=self._id,
-            duplicate_id_field=self._id,
+            id_field=id_of(self),
+            duplicate_id_field=id_of(self),
             input_file_extensions=self.input_file_extensions,
             input_kwargs=self.read_kwargs,
-            registry=self._registry(),
+            registry=registry_of(self),
             output_filetype="parquet" if self.input_filetype == "delta" else self.input_filetype,
             output_mode="overwrite",
             on_bad_lines=self.on_bad_lines,

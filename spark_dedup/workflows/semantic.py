@@ -23,8 +23,10 @@ from spark_dedup.semantic.ranking import (
     RankingStrategy,
     check_ranking,
 )
-from spark_dedup.session import active_or_build, describe_device, job_progress, resolve_device
+from spark_dedup.session import active_or_build, job_progress
 from spark_dedup.workflows.clusters import KMEANS_FOLDER, KMeansStage, given_options, read_centroids
+from spark_dedup.workflows.planning import plan_of
+from spark_dedup.workflows.recording import record_run
 from spark_dedup.workflows.result import WorkflowResult
 
 if TYPE_CHECKING:
@@ -131,7 +133,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
                 metadata |= steps.finish("identify", self._identify(session, cache, duplicates), wrote=wrote)
             stop = self._over_a_limit(metadata)
             if self.ledger is not None:
-                metadata |= self._write_ledger(session, cache, metadata, began, stop)
+                metadata |= self._record(session, self.ledger, cache, metadata, began, stop)
             if stop is not None:
                 raise stop
             steps.close()
@@ -150,23 +152,20 @@ class SemanticDeduplicationWorkflow(KMeansStage):
         if known:
             counts = read_dataset(session, folders[0]).groupBy("centroid").count().collect()
             sizes = [int(row["count"]) for row in counts]
-        return WorkflowResult(
-            "semantic_deduplication (plan)",
-            {
-                "input": str(found.source),
-                "files": len(found.files) or None,
-                "bytes": found.num_bytes or None,
-                "rows": rows,
+        return plan_of(
+            "semantic_deduplication",
+            found,
+            work={
                 "dimensions": dim,
                 # Rows are laid out by cluster once: float32 embeddings, an id, and Spark's row header.
                 "shuffle_bytes": rows * (4 * dim + 40),
                 "largest_cluster": max(sizes, default=0),
                 "largest_cluster_is": "of the clusters that lie there" if known else "if all were even",
                 "pairwise_multiplications": self.n_probe**2 * sum(n * (n - 1) // 2 for n in sizes) * dim,
-                "device": describe_device(self.device),
-                "writes": ", ".join(folders if self.eps is not None else folders[:2]),
-                "settings": f"max_iter={self.max_iter}, pairwise_batch_size={self.pairwise_batch_size}",
             },
+            device=self.device,
+            writes=folders if self.eps is not None else folders[:2],
+            settings={"max_iter": self.max_iter, "pairwise_batch_size": self.pairwise_batch_size},
         )
 
     def _folders(self) -> list[str]:
@@ -254,37 +253,34 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             max_removed_fraction=self.max_removed_fraction,
         )
 
-    def _write_ledger(
+    def _record(
         self,
         spark: SparkSession,
+        ledger: Location,
         cache: str,
         metadata: Mapping[str, Any],
         began: datetime,
         stop: SafetyStopError | None,
     ) -> dict[str, Any]:
-        from spark_dedup.ledger import DONE, STOPPED, Run, describe_input, input_version, write_run
-
-        with job_progress(spark, "writing the ledger"):
-            rows = self._ledger_rows(spark, cache)
-            run = Run(
-                method="semantic",
-                input=describe_input(self.input_path),
-                input_version=input_version(spark, self.input_path, filetype=self.input_filetype),
-                id_field=self.id_field,
-                num_documents=metadata["num_documents"],
-                num_groups=rows.select("kept_id").distinct().count(),
-                num_duplicates=metadata["num_duplicates"],
-                started_at=began,
-                parameters={
-                    **self._identity(),
-                    "eps": self.eps,
-                    "max_removed_fraction": self.max_removed_fraction,
-                    "max_cluster_fraction": self.max_cluster_fraction,
-                },
-                times={name: value for name, value in metadata.items() if name.endswith("_time")},
-                device=resolve_device(self.device),
-                status=DONE if stop is None else STOPPED,
-                message=None if stop is None else str(stop),
-            )
-            ledger = write_run(spark, str(self.ledger), run, rows)
-        return {"ledger": ledger.location, "run_id": run.run_id}
+        rows = self._ledger_rows(spark, cache)
+        with job_progress(spark, "counting groups"):
+            num_groups = rows.select("kept_id").distinct().count()
+        return record_run(
+            spark,
+            ledger,
+            rows,
+            method="semantic",
+            source=self.input_path,
+            filetype=self.input_filetype,
+            id_field=self.id_field,
+            metadata={**metadata, "num_groups": num_groups},
+            began=began,
+            stop=stop,
+            parameters={
+                **self._identity(),
+                "eps": self.eps,
+                "max_removed_fraction": self.max_removed_fraction,
+                "max_cluster_fraction": self.max_cluster_fraction,
+            },
+            device=self.device,
+        )

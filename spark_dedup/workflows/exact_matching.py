@@ -1,0 +1,104 @@
+"""The matching step of the exact job: the ids to remove, and the rows behind them."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from spark_dedup.exact import apply_sources, duplicate_rows, keep_order, ledger_rows
+from spark_dedup.paths import delete, spark_path
+from spark_dedup.rules import SOURCE_RANK, count_by_source, with_source_rank
+from spark_dedup.session import job_progress
+from spark_dedup.tables import col
+from spark_dedup.workflows.exact_inputs import GENERATOR_FILE, IDS_FOLDER, Documents, id_of, with_ids
+from spark_dedup.workflows.id_lists import write_ids
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+    from spark_dedup.workflows.exact import ExactDeduplicationWorkflow
+
+__all__ = ["forget_rows", "identify", "keeps_rows", "kept_rows"]
+
+_LEDGER_ROWS = ".ledger_rows"
+
+
+def identify(
+    job: ExactDeduplicationWorkflow, spark: SparkSession, found: Documents, output: str
+) -> dict[str, Any]:
+    """Write the ids to remove; return counts and time."""
+    started = time.monotonic()
+    generator_path = None
+    df, num_documents = found.df, found.num_rows or 0
+    if job.assign_id:
+        generator_path = f"{output}/{GENERATOR_FILE}"
+        df, num_documents = with_ids(job, spark, found, generator_path)
+    by_source: dict[str, int] = {}
+    if job.source_field is not None:
+        by_source = count_by_source(df, source_field=job.source_field)
+    rows = _match(job, df)
+    if keeps_rows(job):
+        rows = _keep_rows(spark, rows, output)
+    with job_progress(spark, "writing duplicate ids"):
+        num_duplicates, num_groups = write_ids(
+            rows, df.select(col(id_of(job))), f"{output}/{IDS_FOLDER}", write_kwargs=job.write_kwargs
+        )
+    return {
+        "identification_time": time.monotonic() - started,
+        "num_documents": num_documents,
+        "num_duplicates": num_duplicates,
+        "num_groups": num_groups,
+        "id_generator_path": generator_path,
+        **({"documents_by_source": by_source} if by_source else {}),
+    }
+
+
+def _match(job: ExactDeduplicationWorkflow, df: DataFrame) -> DataFrame:
+    """Return ``duplicate_rows`` by the job's rules; lazy."""
+    keep: list[str | tuple[str, str]] = [
+        (name, "desc" if descending else "asc") for name, descending in keep_order(job.keep)
+    ]
+    if job.source_field is not None:
+        df = with_source_rank(
+            df,
+            source_field=job.source_field,
+            priority=job.source_priority,
+            protected=job.protected_sources,
+        )
+        keep = [SOURCE_RANK, *keep]
+    rows = duplicate_rows(
+        df,
+        text_field=job.text_field,
+        id_field=id_of(job),
+        keep=keep or None,
+        verify=job.verify,
+        n_partitions=job.total_nparts,
+    )
+    if job.source_field is None:
+        return rows
+    return apply_sources(
+        rows, df, id_field=id_of(job), source_field=job.source_field, protected=job.protected_sources
+    )
+
+
+def keeps_rows(job: ExactDeduplicationWorkflow) -> bool:
+    """Return whether a later step needs more than the ids."""
+    return (job.ledger, job.max_cluster_fraction, job.source_field) != (None, None, None)
+
+
+def _keep_rows(spark: SparkSession, rows: DataFrame, output: str) -> DataFrame:
+    """Write the full rows once, for the ids and the ledger both."""
+    kept = f"{output}/{_LEDGER_ROWS}"
+    with job_progress(spark, "grouping equal texts"):
+        rows.write.mode("overwrite").parquet(kept)
+    return spark.read.parquet(spark_path(kept))
+
+
+def kept_rows(spark: SparkSession, output: str) -> DataFrame:
+    """Return the ledger rows of the matching step, where ``keeps_rows``."""
+    return ledger_rows(spark.read.parquet(spark_path(f"{output}/{_LEDGER_ROWS}")))
+
+
+def forget_rows(output: str) -> None:
+    """Delete what ``kept_rows`` reads."""
+    delete(f"{output}/{_LEDGER_ROWS}")
