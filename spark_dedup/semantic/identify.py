@@ -57,11 +57,12 @@ def identify_semantic(
             :func:`~spark_dedup.semantic.pairwise.pairwise_similarity` gives them.
         eps: similarities of ``1 - eps`` and above are duplicates; ``0 <= eps < 1``.
         id_field: name of the id column in ``pairs`` and ``clusters``.
-        clusters: ids with their ``centroid``, for ``group_id``; not needed where ``pairs`` has that column.
+        clusters: all ids with their ``centroid``, for ``group_id``; not needed where ``pairs`` has that column.
 
     Returns:
-        ``id``, ``matched_id`` and ``kept_id`` in the type of the id, ``group_id`` (the centroid; without one
-        known, the kept id) and ``method`` as strings, ``score`` (double).
+        ``id``, ``matched_id`` and ``kept_id`` in the type of the id, ``group_id`` and ``method`` as strings,
+        ``score`` (double). ``group_id`` is the centroid of the kept record; of the removed one where only ``pairs``
+        has it; without one known, the kept id.
 
     Raises:
         InputError: eps out of range, a missing column, or matches that run in a circle.
@@ -78,10 +79,14 @@ def identify_semantic(
     )
     if clusters is not None:
         require_columns(clusters, [id_field, "centroid"], where="the clusters")
-        known = clusters.select(col(id_field).alias("id"), col("centroid").cast("string").alias("_cluster"))
-        found = found.join(known, "id", "left").withColumn("group_id", F.coalesce("_cluster", "group_id"))
-    kept = resolve_chains(found)
-    return found.join(kept, "id", "inner").select(
+    rows = found.join(resolve_chains(found), "id", "inner")
+    if clusters is not None:
+        # Of the survivor: matches that cross a cluster border (n_probe > 1) leave its group whole.
+        known = clusters.select(
+            col(id_field).alias("kept_id"), col("centroid").cast("string").alias("_cluster")
+        )
+        rows = rows.join(known, "kept_id", "left").withColumn("group_id", F.coalesce("_cluster", "group_id"))
+    return rows.select(
         "id",
         "matched_id",
         "kept_id",

@@ -60,6 +60,13 @@ def test_ledger_columns_and_group(spark):
     assert identify_semantic(named, eps=0.05, id_field="doc id").columns == list(LEDGER_COLUMNS)
 
 
+def test_a_group_across_clusters_is_named_by_its_survivor(spark):
+    pairs = spark.createDataFrame([(0, 0, 0.0), (1, 0, 1.0), (2, 1, 0.99), (3, 3, 0.0)], SCHEMA)
+    clusters = spark.createDataFrame([(0, 7), (1, 8), (2, 9), (3, 9)], "id long, centroid int")
+    found = ledger(pairs, eps=0.05, clusters=clusters)
+    assert {i: (r.kept_id, r.group_id) for i, r in found.items()} == {1: (0, "7"), 2: (0, "7")}
+
+
 def test_nothing_to_remove(spark):
     assert identify_semantic(spark.createDataFrame([], SCHEMA), eps=0.1).collect() == []
 
