@@ -26,7 +26,9 @@ Keep = str | Sequence[str | tuple[str, str]]
 """Columns that choose the survivor: ``"date"``, or ``[("quality", "desc"), "date"]``."""
 
 FIRST_OF_GROUP = "__spark_dedup_first"
-_HASH, _ID, _PLACE, _SURVIVOR = (f"__spark_dedup_{name}" for name in ("md5", "id", "place", "survivor"))
+_HASH, _ID, _PLACE, _SURVIVOR, _NEXT = (
+    f"__spark_dedup_{name}" for name in ("md5", "id", "place", "survivor", "next")
+)
 
 
 def identify_exact(
@@ -59,16 +61,24 @@ def identify_exact(
     return ledger_rows(duplicate_rows(df, text_field=text_field, id_field=id_field, keep=keep, verify=verify))
 
 
-def ledger_rows(rows: DataFrame) -> DataFrame:
-    """Return ``duplicate_rows`` as ledger rows, with their sources where they have them."""
+def ledger_rows(rows: DataFrame, *, protected: Sequence[str] = ()) -> DataFrame:
+    """Return ``duplicate_rows`` as ledger rows, with their sources where they have them.
+
+    Where all copies are dropped, a survivor is one only if its source is ``protected``; else ``kept_id`` is null.
+    """
     from pyspark.sql import functions as F
 
-    sources = [F.col(name) for name in ("source", "kept_source") if name in rows.columns]
-
+    matched = kept = F.col(_SURVIVOR)
+    kept_source = F.col("kept_source")
+    if _NEXT in rows.columns:
+        stays = kept_source.isin(list(protected)) if protected else F.lit(False)
+        matched = F.when(F.col(_ID) == F.col(_SURVIVOR), F.col(_NEXT)).otherwise(F.col(_SURVIVOR))
+        kept, kept_source = F.when(stays, kept), F.when(stays, kept_source)
+    sources = [F.col("source"), kept_source.alias("kept_source")] if "source" in rows.columns else []
     return rows.select(
         F.col(_ID).alias("id"),
-        F.col(_SURVIVOR).alias("matched_id"),
-        F.col(_SURVIVOR).alias("kept_id"),
+        matched.alias("matched_id"),
+        kept.alias("kept_id"),
         F.col(_HASH).alias("group_id"),
         F.lit("exact").alias("method"),
         F.lit(1.0).cast("double").alias("score"),
@@ -101,8 +111,12 @@ def duplicate_rows(
     keep: Keep | None = None,
     verify: bool = False,
     n_partitions: int | None = None,
+    drop_all_copies: bool = False,
 ) -> DataFrame:
-    """Return the rows to remove with hash, survivor and place in the group (int, 1 for the first after it)."""
+    """Return the rows to remove with hash, survivor and place in the group (int, 2 for the first after it).
+
+    With ``drop_all_copies`` the survivors are among them, at place 1.
+    """
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
@@ -127,11 +141,13 @@ def duplicate_rows(
     ordered = Window.partitionBy(*group).orderBy(*by, F.col(_ID).asc())
     # A running frame streams a group of any size; a whole-group frame would have to hold it.
     running = ordered.rowsBetween(Window.unboundedPreceding, Window.currentRow)
-    return (
-        spread.withColumn(_PLACE, F.row_number().over(ordered))
-        .withColumn(_SURVIVOR, F.first(_ID).over(running))
-        .where(F.col(_PLACE) > 1)
+    placed = spread.withColumn(_PLACE, F.row_number().over(ordered)).withColumn(
+        _SURVIVOR, F.first(_ID).over(running)
     )
+    if not drop_all_copies:
+        return placed.where(F.col(_PLACE) > 1)
+    followed = placed.withColumn(_NEXT, F.lead(_ID).over(ordered))
+    return followed.where((F.col(_PLACE) > 1) | F.col(_NEXT).isNotNull())
 
 
 def ids_and_groups(rows: DataFrame, *, id_field: str) -> DataFrame:
@@ -161,8 +177,8 @@ def keep_order(keep: Keep | None) -> list[tuple[str, bool]]:
     return [(str(name), str(direction).lower() == "desc") for name, direction in pairs]
 
 
-def check_text(df: DataFrame, text_field: str) -> None:
-    """Check that the text is there and is a string.
+def check_text(df: DataFrame, text_field: str, *, argument: str = "text_field") -> None:
+    """Check that the text, which ``argument`` named, is there and is a string.
 
     Raises:
         InputError: with the columns there are, or the text's type.
@@ -171,5 +187,5 @@ def check_text(df: DataFrame, text_field: str) -> None:
     found = df.schema[text_field].dataType.simpleString()
     if found != "string":
         raise InputError(
-            f"text column {text_field!r} is {found}, not string: name another with text_field, or cast it"
+            f"text column {text_field!r} is {found}, not string: name another with {argument}, or cast it"
         )

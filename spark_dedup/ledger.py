@@ -75,7 +75,7 @@ DUPLICATE_COLUMNS = {
     "id": ("", "Record to remove"),
     "matched_id": ("", "Record that it matched"),
     "kept_id": ("", "Survivor that represents it, never itself removed; null when all copies are dropped"),
-    "group_id": ("STRING", "md5 of the text for exact matches, centroid for semantic ones"),
+    "group_id": ("STRING", "md5 of the text for exact matches, the survivor's centroid for semantic ones"),
     "method": ("STRING", "Matcher that found it: exact, semantic"),
     "score": ("DOUBLE", "Similarity to matched_id; 1.0 for exact matches"),
     "source": ("STRING", "Source of the record, where sources are known"),
@@ -213,7 +213,8 @@ def write_run(
 
     Raises:
         InputError: ids of another type than the ledger's, another layout, or another job that would not let go.
-        RuntimeError: a group without exactly one survivor; a fault of the matcher.
+        RuntimeError: a group without exactly one survivor; a fault of the matcher, where ``drop_all_copies`` is not
+            among the run's parameters.
     """
     from pyspark.sql import functions as F
 
@@ -236,7 +237,8 @@ def write_run(
     mine = F.col("run_id") == F.lit(run.run_id)
     _commit(lambda: rows.writeTo(ledger.duplicates).overwrite(mine), ledger)
     # Of what was written, so that nothing is computed twice; without a row in runs it does not count yet.
-    check_survivors(spark.table(ledger.duplicates).where(mine))
+    drop_all = bool(run.parameters.get("drop_all_copies"))
+    check_survivors(spark.table(ledger.duplicates).where(mine), drop_all=drop_all)
     row = _run_row(spark, run)
 
     def publish() -> None:

@@ -69,8 +69,10 @@ def _header(figures: Figures) -> str:
     if gone:
         groups = f"{run['num_groups']:,} group{'s' * (run['num_groups'] != 1)}"
         lead = f"They form {groups}, the largest of {figures.largest:,}. "
+        dropped = (run["parameters"] or {}).get("drop_all_copies") == "true"
         survivors = any(g.kept for g in figures.groups)
-        lead += "One record of each stays." if survivors else "All copies are dropped."
+        lead += "All copies are dropped" if dropped or not survivors else "One record of each stays"
+        lead += ", but for those of protected sources." if dropped and survivors else "."
         heading = f"<b>{gone:,}</b> of {total:,} records are duplicates"
     else:
         heading, lead = "No duplicates", f"All {total:,} records are different from each other."

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from spark_dedup.datasets import Named
 from spark_dedup.errors import InputError
 from spark_dedup.exact import Keep, keep_order
+from spark_dedup.limits import SafetyStopError, check_limits, over_a_limit
 from spark_dedup.outputs import exclusive
 from spark_dedup.paths import Location, normalise_path
-from spark_dedup.rules import SafetyStopError, check_limits, over_a_limit
+from spark_dedup.rules import check_source_rules
 from spark_dedup.session import active_or_build, settings
 from spark_dedup.workflows.exact_inputs import (
     DEFAULT_BLOCKSIZE,
@@ -76,6 +77,7 @@ class ExactDeduplicationWorkflow:
         source_field: column that names each document's source, for the ledger and the rules below.
         source_priority: sources whose copies stay first, before ``keep``.
         protected_sources: sources that lose nothing: their copies stay, and stand for those of others.
+        drop_all_copies: remove the survivors too, but for those of protected sources.
         max_removed_fraction: stop before removing when more of the input than this is duplicates; a mapping limits
             single sources, ``"*"`` the whole.
         max_cluster_fraction: stop before removing when one group holds more of the input than this.
@@ -109,6 +111,7 @@ class ExactDeduplicationWorkflow:
     source_field: str | None = None
     source_priority: Sequence[str] = ()
     protected_sources: Sequence[str] = ()
+    drop_all_copies: bool = False
     max_removed_fraction: float | Mapping[str, float] | None = None
     max_cluster_fraction: float | None = None
     device: str = "auto"
@@ -127,9 +130,12 @@ class ExactDeduplicationWorkflow:
         keep_order(self.keep)
         check_size(self.input_blocksize)
         check_limits(self.max_removed_fraction, self.max_cluster_fraction)
-        by_source = isinstance(self.max_removed_fraction, Mapping)
-        if (self.source_priority or self.protected_sources or by_source) and self.source_field is None:
-            raise InputError("rules by source need source_field")
+        check_source_rules(
+            self.source_field,
+            priority=self.source_priority,
+            protected=self.protected_sources,
+            max_removed_fraction=self.max_removed_fraction,
+        )
 
     def run(self, spark: SparkSession | None = None) -> WorkflowResult:
         """Run the job.
@@ -210,6 +216,7 @@ class ExactDeduplicationWorkflow:
             "id_field",
             "text_field",
             "verify",
+            "drop_all_copies",
             "on_bad_lines",
             "read_kwargs",
         )
@@ -229,7 +236,7 @@ class ExactDeduplicationWorkflow:
     ) -> SafetyStopError | None:
         """Return why nothing may be removed, or None. The ids, and the run in the ledger, stay for review."""
         return over_a_limit(
-            kept_rows(spark, output) if keeps_rows(self) else None,
+            kept_rows(self, spark, output) if keeps_rows(self) else None,
             num_documents=identified["num_documents"],
             num_duplicates=identified["num_duplicates"],
             max_removed_fraction=self.max_removed_fraction,
@@ -249,7 +256,7 @@ class ExactDeduplicationWorkflow:
         return record_run(
             spark,
             ledger,
-            kept_rows(spark, output),
+            kept_rows(self, spark, output),
             method="exact",
             source=input_of(self),
             filetype=self.input_filetype,
@@ -265,6 +272,7 @@ class ExactDeduplicationWorkflow:
                 "source_field": self.source_field,
                 "source_priority": list(self.source_priority),
                 "protected_sources": list(self.protected_sources),
+                "drop_all_copies": self.drop_all_copies,
                 "max_removed_fraction": self.max_removed_fraction,
                 "max_cluster_fraction": self.max_cluster_fraction,
             },

@@ -73,6 +73,7 @@ def _match(job: ExactDeduplicationWorkflow, df: DataFrame) -> DataFrame:
         keep=keep or None,
         verify=job.verify,
         n_partitions=job.total_nparts,
+        drop_all_copies=job.drop_all_copies,
     )
     if job.source_field is None:
         return rows
@@ -94,9 +95,10 @@ def _keep_rows(spark: SparkSession, rows: DataFrame, output: str) -> DataFrame:
     return spark.read.parquet(spark_path(kept))
 
 
-def kept_rows(spark: SparkSession, output: str) -> DataFrame:
+def kept_rows(job: ExactDeduplicationWorkflow, spark: SparkSession, output: str) -> DataFrame:
     """Return the ledger rows of the matching step, where ``keeps_rows``."""
-    return ledger_rows(spark.read.parquet(spark_path(f"{output}/{_LEDGER_ROWS}")))
+    rows = spark.read.parquet(spark_path(f"{output}/{_LEDGER_ROWS}"))
+    return ledger_rows(rows, protected=job.protected_sources)
 
 
 def forget_rows(output: str) -> None:

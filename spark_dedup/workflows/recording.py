@@ -7,8 +7,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from spark_dedup.datasets import Named
+from spark_dedup.limits import SafetyStopError
 from spark_dedup.paths import Location
-from spark_dedup.rules import SafetyStopError
 from spark_dedup.session import job_progress, resolve_device
 
 if TYPE_CHECKING:

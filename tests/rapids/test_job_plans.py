@@ -59,6 +59,19 @@ def test_exact_with_keep_and_verify(run, documents, tmp_path):
     assert_on_gpu(plans, must=EXACT)
 
 
+def test_exact_without_survivors(run, documents, tmp_path):
+    job = ExactDeduplicationWorkflow(
+        input_path=documents,
+        output_path=str(tmp_path / "out"),
+        assign_id=False,
+        id_field="id",
+        drop_all_copies=True,
+    )
+    result, plans = run(job)
+    assert (result["num_duplicates"], result["num_groups"]) == (600, 300)
+    assert_on_gpu(plans, must=EXACT)
+
+
 def test_exact_over_jsonl_reads_lines_on_the_cpu(spark, run, documents, tmp_path):
     spark.read.parquet(documents).select("text").coalesce(1).write.json(str(tmp_path / "in"))
     job = ExactDeduplicationWorkflow(
