@@ -33,6 +33,31 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def rules(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of jobs that choose who survives."""
+    for option in (
+        click.option(
+            "--drop-all-copies",
+            is_flag=True,
+            help="Remove survivors too, but for those of protected sources.",
+        ),
+        click.option(
+            "--protected-source",
+            "protected_sources",
+            multiple=True,
+            help="Source that loses nothing; may be repeated.",
+        ),
+        click.option(
+            "--source-priority", multiple=True, help="Source whose copies stay first; may be repeated."
+        ),
+        click.option(
+            "--source-field", help="Column that names each document's source, for the ledger and rules."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def limits(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of jobs that stop before they remove too much."""
     for name, what in (("removed", "this share of the records"), ("cluster", "a group of this share")):
@@ -71,14 +96,7 @@ def cli() -> None:
 @click.option(
     "--keep", multiple=True, help="Column that chooses the survivor, as quality:desc; may be repeated."
 )
-@click.option("--source-field", help="Column that names each document's source, for the ledger and rules.")
-@click.option("--source-priority", multiple=True, help="Source whose copies stay first; may be repeated.")
-@click.option(
-    "--protected-source",
-    "protected_sources",
-    multiple=True,
-    help="Source that loses nothing; may be repeated.",
-)
+@rules
 @click.option("--verify", is_flag=True, help="Compare the texts themselves inside each hash group.")
 @click.option("--registry", help="Where the id registry lies; default OUTPUT/id_registry.")
 @click.option("--on-bad-lines", type=click.Choice(["error", "skip"]), default="error", show_default=True)
@@ -167,6 +185,8 @@ def remove(input_path: tuple[str, ...], overwrite: bool, **options: Any) -> Any:
 @click.option(
     "--remove", "perform_removal", is_flag=True, help="Also write the records that remain; needs --eps."
 )
+@rules
+@click.option("--keep-longest", help="Column of texts: of copies, the longest text stays.")
 @click.option("--ledger", help="Folder or schema of a ledger that gets this run.")
 @click.option("--cache", "cache_path", help="Folder for what lies between the steps; default OUTPUT.")
 @click.option("--clear/--no-clear", "clear_output", default=True, help="Clear earlier results of this job.")

@@ -62,6 +62,30 @@ def test_exact_remove_and_ids(spark, docs, tmp_path, capsys):
     assert "next_id: 10" in stdout
 
 
+def test_rules_of_both_jobs(spark, tmp_path, capsys):
+    # Three directions: two copies each of the first two, one of the last.
+    made = {"id": [1, 2, 3, 4, 5], "v": [[1.0, 0], [1.0, 0], [0, 1.0], [0, 1.0], [-1.0, 0]]}
+    made |= {"t": ["a", "aa", "b", "b", "c"], "s": ["web", "web", "web", "gold", "web"]}
+    pq.write_table(pa.table(made), tmp_path / "in.parquet")
+    rules = ("--source-field", "s", "--protected-source", "gold", "--drop-all-copies")
+    exact = ("--id-field", "id", "--text-field", "t", *rules)
+    semantic = ("--n-clusters", 1, "--eps", 0.01, "--embedding-field", "v", "--keep-longest", "t")
+    for command, options, folder, removed in (
+        ("exact", exact, "ExactDuplicateIds", [3]),
+        ("semantic", (*semantic, *rules), "duplicates", [1, 2, 3]),
+        ("semantic", semantic, "duplicates", [1, 3]),
+    ):
+        out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        code, _, errors = run(capsys, command, "--input", tmp_path / "in.parquet", "--output", out, *options)
+        assert code == 0, errors
+        assert sorted(pq.read_table(out / folder)["id"].to_pylist()) == removed
+    code, _, errors = run(
+        capsys, "semantic", "--input", tmp_path / "in.parquet", "--output", tmp_path / "x", *semantic[:4],
+        "--protected-source", "gold",
+    )  # fmt: skip
+    assert (code, errors.strip()) == (2, "spark-dedup: rules by source need source_field")
+
+
 def test_dry_run_touches_nothing(spark, docs, tmp_path, capsys):
     code, stdout, _ = run(capsys, "exact", "--input", docs, "--output", tmp_path / "out", "--dry-run")
     assert code == 0

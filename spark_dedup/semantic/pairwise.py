@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from spark_dedup.kernels.similarity import NO_MATCH, Best, best_among, best_earl
 from spark_dedup.semantic.blocks import spread
 from spark_dedup.semantic.embeddings import Matrix, array_column, to_matrix
 from spark_dedup.semantic.gpu import fit_device, use_device
-from spark_dedup.semantic.ranking import RankingStrategy, order_keys
+from spark_dedup.semantic.ranking import OrderKey, RankingStrategy, order_keys
 from spark_dedup.session import task_slots
 from spark_dedup.tables import col, require_columns
 
@@ -45,6 +45,7 @@ def pairwise_similarity(
     random_state: int = 42,
     n_probe: int = 1,
     centroids: NDArray[np.float32] | None = None,
+    rank_first: Sequence[OrderKey] = (),
     device: str = "auto",
 ) -> DataFrame:
     """Find each record's largest cosine similarity to an earlier-ranked record of its cluster, and that record.
@@ -68,6 +69,7 @@ def pairwise_similarity(
         n_probe: clusters each record is compared in: its own and the ``n_probe - 1`` next nearest. Finds pairs
             that a cluster border divides, for about ``n_probe`` ** 2 times the multiplications.
         centroids: (n_clusters, dim) raw centroids, needed for ``n_probe > 1``.
+        rank_first: keys that rank before all of these, most important first; equal ones leave it to them.
         device: ``"auto"``, ``"cpu"`` or ``"gpu"``: where tasks multiply. A GPU wants a larger
             ``pairwise_batch_size``, such as 8192.
 
@@ -82,7 +84,7 @@ def pairwise_similarity(
     if pairwise_batch_size < 1:
         raise InputError(f"pairwise_batch_size must be at least 1, not {pairwise_batch_size}")
     require_columns(assigned, [id_field, embedding_field, "centroid"], where="the assigned records")
-    ranking = order_keys(
+    usual = order_keys(
         assigned,
         id_field=id_field,
         which_to_keep=which_to_keep,
@@ -90,6 +92,7 @@ def pairwise_similarity(
         ranking_strategy=ranking_strategy,
         random_seed=random_state,
     )
+    ranking = [*rank_first, *usual]
     keys = [f"_k{i}" for i in range(len(ranking))]
     rows = assigned.select(
         col(id_field).alias("_id"),

@@ -177,6 +177,10 @@ class KMeansStage:
         """Return the columns written beside the id and the embedding."""
         return [name for name in dict.fromkeys(self.metadata_fields or ()) if name != self.id_field]
 
+    def _input_fields(self) -> list[str]:
+        """Return the columns that the input must have."""
+        return list(dict.fromkeys([self.id_field, self.embedding_field, *self._kept_fields()]))
+
     def _read(self, spark: SparkSession) -> DataFrame:
         return read_dataset(
             spark,
@@ -188,7 +192,7 @@ class KMeansStage:
 
     def _inspect(self, spark: SparkSession, folders: Sequence[str]) -> JobInput:
         """Check input and outputs before any work."""
-        columns = [self.id_field, self.embedding_field, *self._kept_fields()]
+        columns = self._input_fields()
         found = inspect_input(
             spark,
             self.input_path,

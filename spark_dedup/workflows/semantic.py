@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime
@@ -12,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from spark_dedup.datasets import read_dataset
 from spark_dedup.errors import InputError
+from spark_dedup.exact import check_text
+from spark_dedup.limits import SafetyStopError, check_limits, over_a_limit
 from spark_dedup.outputs import exclusive, staged
 from spark_dedup.paths import Location, delete, exists, normalise_path
-from spark_dedup.rules import SafetyStopError, check_limits, over_a_limit
-from spark_dedup.semantic.identify import above_threshold, check_eps, identify_semantic
+from spark_dedup.rules import TEXT_LENGTH, check_source_rules, with_text_length
+from spark_dedup.semantic.identify import check_eps
 from spark_dedup.semantic.pairwise import pairwise_similarity
 from spark_dedup.semantic.ranking import (
     COSINE_DIST_TO_CENT_COL,
@@ -28,18 +29,20 @@ from spark_dedup.workflows.clusters import KMEANS_FOLDER, KMeansStage, given_opt
 from spark_dedup.workflows.planning import plan_of
 from spark_dedup.workflows.recording import record_run
 from spark_dedup.workflows.result import WorkflowResult
+from spark_dedup.workflows.semantic_matching import (
+    PAIRWISE_FOLDER,
+    identify,
+    ledger_rows,
+    rank_first,
+    removed_with_sources,
+)
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 __all__ = ["KMeansStage", "SemanticDeduplicationWorkflow"]
 
-logger = logging.getLogger(__name__)
-
-PAIRWISE_FOLDER = "pairwise_results"
 DUPLICATES_FOLDER = "duplicates"
-_IDS_PER_FILE = 2_000_000
-_ID_BYTES = 8
 
 OLD_KEYS = {
     "total_execution_time": "total_time",
@@ -68,7 +71,15 @@ class SemanticDeduplicationWorkflow(KMeansStage):
         eps: similarities of ``1 - eps`` and above are duplicates; None stops after the similarities.
         cache_kwargs: options for Spark's writer of the intermediate results.
         n_probe: clusters each record is compared in; more find pairs that a cluster border divides.
-        max_removed_fraction: stop, with what was found kept for review, when more than this would be removed.
+        source_field: column that names each record's source, for the ledger and the rules below; it is kept in
+            ``kmeans_results``.
+        source_priority: sources that rank first, before all else.
+        protected_sources: sources that lose nothing: they rank before all others, and stand for them.
+        keep_longest: column of texts; of records of one source rank, the longest text ranks first. Its length is
+            kept in ``kmeans_results``, as ``_text_length``.
+        drop_all_copies: remove the survivors too, but for those of protected sources.
+        max_removed_fraction: stop, with what was found kept for review, when more than this would be removed; a
+            mapping limits single sources, ``"*"`` the whole.
         max_cluster_fraction: stop likewise when one k-means cluster holds more of the records than this.
         ledger: folder or schema of a ledger to write the duplicates to, with their survivors.
 
@@ -86,7 +97,12 @@ class SemanticDeduplicationWorkflow(KMeansStage):
     cache_kwargs: Mapping[str, Any] | None = None
     n_probe: int = 1
     ledger: Location | None = None
-    max_removed_fraction: float | None = None
+    source_field: str | None = None
+    source_priority: Sequence[str] = ()
+    protected_sources: Sequence[str] = ()
+    keep_longest: str | None = None
+    drop_all_copies: bool = False
+    max_removed_fraction: float | Mapping[str, float] | None = None
     max_cluster_fraction: float | None = None
 
     def __post_init__(self) -> None:
@@ -97,6 +113,17 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             check_eps(self.eps)
         if self.ledger is not None and self.eps is None:
             raise InputError("ledger needs eps: without it there are no duplicates to write")
+        if self.drop_all_copies and self.eps is None:
+            raise InputError("drop_all_copies needs eps: without it there are no duplicates to drop")
+        check_source_rules(
+            self.source_field,
+            priority=self.source_priority,
+            protected=self.protected_sources,
+            max_removed_fraction=self.max_removed_fraction,
+        )
+        named = (self.id_field, self.embedding_field, *self._named_fields())
+        if self.keep_longest is not None and TEXT_LENGTH in named:
+            raise InputError(f"column {TEXT_LENGTH!r} would be replaced by keep_longest; rename it first")
         hint = self._duplicates_num_row_groups_hint
         counts = {"pairwise_batch_size": self.pairwise_batch_size, "n_probe": self.n_probe}
         for name, value in {**counts, "_duplicates_num_row_groups_hint": 1 if hint is None else hint}.items():
@@ -130,8 +157,10 @@ class SemanticDeduplicationWorkflow(KMeansStage):
                 delete(duplicates)
             else:
                 wrote = [DUPLICATES_FOLDER]
-                metadata |= steps.finish("identify", self._identify(session, cache, duplicates), wrote=wrote)
-            stop = self._over_a_limit(metadata)
+                metadata |= steps.finish("identify", identify(self, session, cache, duplicates), wrote=wrote)
+            by_source = isinstance(self.max_removed_fraction, Mapping) and self.eps is not None
+            removed = removed_with_sources(self, session, cache, duplicates) if by_source else None
+            stop = self._over_a_limit(metadata, removed)
             if self.ledger is not None:
                 metadata |= self._record(session, self.ledger, cache, metadata, began, stop)
             if stop is not None:
@@ -175,15 +204,39 @@ class SemanticDeduplicationWorkflow(KMeansStage):
         return [f"{cache}/{KMEANS_FOLDER}", f"{cache}/{PAIRWISE_FOLDER}", f"{output}/{DUPLICATES_FOLDER}"]
 
     def _identity(self) -> dict[str, Any]:
-        names = ("which_to_keep", "distance_metric", "n_probe")
-        ranking = repr(self.ranking_strategy)
-        return {**super()._identity(), **{n: getattr(self, n) for n in names}, "ranking": ranking}
+        names = ("which_to_keep", "distance_metric", "n_probe", "source_field", "keep_longest")
+        return {
+            **super()._identity(),
+            **{name: getattr(self, name) for name in names},
+            "source_priority": list(self.source_priority),
+            "protected_sources": list(self.protected_sources),
+            "ranking": repr(self.ranking_strategy),
+        }
 
     def _kept_fields(self) -> list[str]:
+        length = [] if self.keep_longest is None else [TEXT_LENGTH]
+        return [*self._named_fields(), *length]
+
+    def _named_fields(self) -> list[str]:
+        """Return the columns to keep that the arguments name."""
         ranked = [] if self.ranking_strategy is None else self.ranking_strategy.metadata_cols
+        source = [] if self.source_field is None else [self.source_field]
         made = (self.id_field, COSINE_DIST_TO_CENT_COL, L2_DIST_TO_CENT_COL)
         kept = super()._kept_fields()
-        return [*kept, *(name for name in dict.fromkeys(ranked) if name not in made and name not in kept)]
+        return [*kept, *(n for n in dict.fromkeys([*ranked, *source]) if n not in made and n not in kept)]
+
+    def _input_fields(self) -> list[str]:
+        if self.keep_longest is None:
+            return super()._input_fields()
+        fields = [name for name in super()._input_fields() if name != TEXT_LENGTH]
+        return list(dict.fromkeys([*fields, self.keep_longest]))
+
+    def _read(self, spark: SparkSession) -> DataFrame:
+        df = super()._read(spark)
+        if self.keep_longest is None:
+            return df
+        check_text(df, self.keep_longest, argument="keep_longest")
+        return with_text_length(df, text_field=self.keep_longest)
 
     def _compare(self, spark: SparkSession, cache: str) -> dict[str, Any]:
         """Write ``pairwise_results``."""
@@ -200,6 +253,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             random_state=self.random_state,
             n_probe=self.n_probe,
             centroids=read_centroids(clusters) if self.n_probe > 1 else None,
+            rank_first=rank_first(self),
             device=self.device,
         )
         with (
@@ -209,48 +263,21 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             pairs.write.options(**given_options(self.cache_kwargs)).parquet(aside)
         return {"pairwise_time": time.monotonic() - started}
 
-    def _identify(self, spark: SparkSession, cache: str, folder: str) -> dict[str, Any]:
-        """Write ``duplicates``."""
-        assert self.eps is not None
-        started = time.monotonic()
-        pairs = read_dataset(spark, f"{cache}/{PAIRWISE_FOLDER}")
-        ids = pairs.filter(above_threshold(self.eps)).select("id")
-        count = ids.count()
-        files = max(1, -(-count // _IDS_PER_FILE))
-        options = given_options(self.write_kwargs)
-        if self._duplicates_num_row_groups_hint is not None:
-            size = count * _ID_BYTES // (files * self._duplicates_num_row_groups_hint)
-            options["parquet.block.size"] = max(1, size)
-        with staged(folder, mode="overwrite") as aside, job_progress(spark, "writing duplicate ids"):
-            ids.coalesce(files).sortWithinPartitions("id").write.options(**options).parquet(aside)
-        if self.verbose:
-            logger.info("%d records to remove at eps %g", count, self.eps)
-        return {"num_duplicates": count, "identification_time": time.monotonic() - started}
+    def _over_a_limit(
+        self, metadata: Mapping[str, Any], removed: DataFrame | None = None
+    ) -> SafetyStopError | None:
+        """Return why nothing may be removed, or None. What was found stays for review.
 
-    def _ledger_rows(self, spark: SparkSession, cache: str) -> DataFrame:
-        assert self.eps is not None
-        clusters = read_dataset(spark, f"{cache}/{KMEANS_FOLDER}", columns=[self.id_field, "centroid"])
-        return identify_semantic(
-            read_dataset(spark, f"{cache}/{PAIRWISE_FOLDER}"),
-            eps=self.eps,
-            clusters=clusters.withColumnRenamed(self.id_field, "id"),
-        )
-
-    def _over_a_limit(self, metadata: Mapping[str, Any]) -> SafetyStopError | None:
-        """Return why nothing may be removed, or None. What was found stays for review."""
-        total, largest = metadata["num_documents"], metadata["largest_cluster"]
-        limit = self.max_cluster_fraction
-        if limit is not None and total and largest / total > limit:
-            return SafetyStopError(
-                f"stopped before removing: the largest cluster holds {largest:,} of {total:,} records "
-                f"({largest / total:.1%}), over max_cluster_fraction={limit:g}. Look at its records, ask for more "
-                "clusters, or raise the limit"
-            )
+        ``removed`` has the ``source`` of the records to remove, for limits by source.
+        """
         return over_a_limit(
-            None,
-            num_documents=total,
+            removed,
+            num_documents=metadata["num_documents"],
             num_duplicates=metadata["num_duplicates"],
             max_removed_fraction=self.max_removed_fraction,
+            max_cluster_fraction=self.max_cluster_fraction,
+            documents_by_source=metadata.get("documents_by_source"),
+            largest_cluster=metadata["largest_cluster"],
         )
 
     def _record(
@@ -262,9 +289,9 @@ class SemanticDeduplicationWorkflow(KMeansStage):
         began: datetime,
         stop: SafetyStopError | None,
     ) -> dict[str, Any]:
-        rows = self._ledger_rows(spark, cache)
+        rows = ledger_rows(self, spark, cache)
         with job_progress(spark, "counting groups"):
-            num_groups = rows.select("kept_id").distinct().count()
+            num_groups = rows.select("group_id", "kept_id").distinct().count()
         return record_run(
             spark,
             ledger,
@@ -279,6 +306,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             parameters={
                 **self._identity(),
                 "eps": self.eps,
+                "drop_all_copies": self.drop_all_copies,
                 "max_removed_fraction": self.max_removed_fraction,
                 "max_cluster_fraction": self.max_cluster_fraction,
             },

@@ -1,0 +1,120 @@
+"""The last step of the semantic job: the ids to remove, and the rows behind them, by threshold and rules."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from pyspark.sql import functions as F
+
+from spark_dedup import rules
+from spark_dedup.datasets import read_dataset
+from spark_dedup.outputs import staged
+from spark_dedup.semantic.identify import above_threshold, identify_semantic
+from spark_dedup.semantic.ranking import OrderKey
+from spark_dedup.session import job_progress
+from spark_dedup.tables import col
+from spark_dedup.workflows.clusters import KMEANS_FOLDER, given_options
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+    from spark_dedup.workflows.semantic import SemanticDeduplicationWorkflow
+
+__all__ = ["PAIRWISE_FOLDER", "identify", "ledger_rows", "rank_first", "removed_with_sources"]
+
+logger = logging.getLogger(__name__)
+
+PAIRWISE_FOLDER = "pairwise_results"
+_IDS_PER_FILE = 2_000_000
+_ID_BYTES = 8
+
+
+def rank_first(job: SemanticDeduplicationWorkflow) -> list[OrderKey]:
+    """Return what ranks the records of a cluster before the job's ranking does: sources, then lengths."""
+    keys = []
+    if job.source_field is not None and (job.source_priority or job.protected_sources):
+        rank = rules.source_rank(
+            job.source_field, priority=job.source_priority, protected=job.protected_sources
+        )
+        keys.append(OrderKey(rank, True))
+    if job.keep_longest is not None:
+        keys.append(OrderKey(col(rules.TEXT_LENGTH), False))
+    return keys
+
+
+def identify(
+    job: SemanticDeduplicationWorkflow, spark: SparkSession, cache: str, folder: str
+) -> dict[str, Any]:
+    """Write the ids to remove to ``folder``; return counts and time."""
+    started = time.monotonic()
+    by_source: dict[str, int] = {}
+    if job.source_field is not None:
+        by_source = rules.count_by_source(_records(job, spark, cache), source_field="source")
+    ids = _ids_to_remove(job, spark, cache)
+    count = ids.count()
+    files = max(1, -(-count // _IDS_PER_FILE))
+    options = given_options(job.write_kwargs)
+    if job._duplicates_num_row_groups_hint is not None:
+        size = count * _ID_BYTES // (files * job._duplicates_num_row_groups_hint)
+        options["parquet.block.size"] = max(1, size)
+    with staged(folder, mode="overwrite") as aside, job_progress(spark, "writing duplicate ids"):
+        ids.coalesce(files).sortWithinPartitions("id").write.options(**options).parquet(aside)
+    if job.verbose:
+        logger.info("%d records to remove at eps %g", count, job.eps)
+    return {
+        "num_duplicates": count,
+        "identification_time": time.monotonic() - started,
+        **({"documents_by_source": by_source} if by_source else {}),
+    }
+
+
+def ledger_rows(job: SemanticDeduplicationWorkflow, spark: SparkSession, cache: str) -> DataFrame:
+    """Return the ledger rows of the duplicates, with their sources where they are known."""
+    assert job.eps is not None
+    records = _records(job, spark, cache)
+    # Protected records leave the matches before chains are followed, so that chains end at them.
+    rows = identify_semantic(_removable(job, spark, cache), eps=job.eps, clusters=records)
+    if job.source_field is not None:
+        rows = rules.with_sources(rows, records, id_field="id", source_field="source")
+    return rules.drop_all_copies(rows, protected=job.protected_sources) if job.drop_all_copies else rows
+
+
+def removed_with_sources(
+    job: SemanticDeduplicationWorkflow, spark: SparkSession, cache: str, folder: str
+) -> DataFrame:
+    """Return the ids to remove in ``folder`` with their ``source``."""
+    return read_dataset(spark, folder).join(_records(job, spark, cache), "id", "inner")
+
+
+def _ids_to_remove(job: SemanticDeduplicationWorkflow, spark: SparkSession, cache: str) -> DataFrame:
+    """Return the ids to remove, each once. No chain has to be followed for them."""
+    assert job.eps is not None
+    found = _removable(job, spark, cache).filter(above_threshold(job.eps))
+    ids = found.select("id")
+    if not job.drop_all_copies:
+        return ids
+    # A chain ends at a matched record that is not itself removed.
+    survivors = found.select(F.col("max_id").alias("id")).distinct().join(ids, "id", "left_anti")
+    return ids.unionByName(_without_protected(job, survivors, _records(job, spark, cache)))
+
+
+def _removable(job: SemanticDeduplicationWorkflow, spark: SparkSession, cache: str) -> DataFrame:
+    """Return the matches of all records that a rule does not keep."""
+    pairs = read_dataset(spark, f"{cache}/{PAIRWISE_FOLDER}")
+    return _without_protected(job, pairs, _records(job, spark, cache))
+
+
+def _without_protected(job: SemanticDeduplicationWorkflow, rows: DataFrame, records: DataFrame) -> DataFrame:
+    if not job.protected_sources:
+        return rows
+    safe = records.where(F.col("source").isin(list(job.protected_sources))).select("id")
+    return rows.join(safe, "id", "left_anti")
+
+
+def _records(job: SemanticDeduplicationWorkflow, spark: SparkSession, cache: str) -> DataFrame:
+    """Return ``id``, ``centroid`` and, where it is known, ``source`` (string) of all records."""
+    clusters = read_dataset(spark, f"{cache}/{KMEANS_FOLDER}")
+    source = [] if job.source_field is None else [col(job.source_field).cast("string").alias("source")]
+    return clusters.select(col(job.id_field).alias("id"), "centroid", *source)
