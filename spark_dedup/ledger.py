@@ -12,7 +12,8 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from spark_dedup.ledger_tables import (
     locate,
 )
 from spark_dedup.names import path_relation, quote_name, split_name
+from spark_dedup.outputs import exclusive
 from spark_dedup.paths import normalise_path
 from spark_dedup.rules import check_survivors
 from spark_dedup.session import require_delta
@@ -52,6 +54,7 @@ __all__ = [
 ]
 
 DONE, STOPPED = "done", "stopped"
+PATIENCE_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +160,6 @@ def write_run(
     require_columns(duplicates, LEDGER_COLUMNS, where="the ledger rows")
     ledger = locate(location, spark)
     id_type = _id_type(duplicates)
-    create(spark, ledger, id_type)
-    check_ids(spark, ledger, id_type)
     types = {**{c: t for c, (t, _) in DUPLICATE_COLUMNS.items()}, "id": id_type}
     types |= {"matched_id": id_type, "kept_id": id_type}
     rows = duplicates.select(
@@ -170,12 +171,9 @@ def write_run(
         ],
     )
     mine = F.col("run_id") == F.lit(run.run_id)
-    _commit(lambda: rows.writeTo(ledger.duplicates).overwrite(mine), ledger)
-    # Of what was written, so that nothing is computed twice; without a row in runs it does not count yet.
-    check_survivors(spark.table(ledger.duplicates).where(mine))
-    row = _run_row(spark, run)
 
     def publish() -> None:
+        row = _run_row(spark, run)
         known = spark.table(ledger.runs).where(mine).limit(1).count()
         writer = row.writeTo(ledger.runs)
         # A blind append never meets another run's commit; the transaction name keeps a twin from adding it twice.
@@ -184,7 +182,13 @@ def write_run(
         else:
             writer.option("txnAppId", f"spark_dedup-{run.run_id}").option("txnVersion", "1").append()
 
-    _commit(publish, ledger)
+    with _held(ledger):
+        create(spark, ledger, id_type)
+        check_ids(spark, ledger, id_type)
+        _commit(lambda: rows.writeTo(ledger.duplicates).overwrite(mine), ledger)
+        # Of what was written, so that nothing is computed twice; without a row in runs it does not count yet.
+        check_survivors(spark.table(ledger.duplicates).where(mine))
+        _commit(publish, ledger)
     return ledger
 
 
@@ -247,6 +251,31 @@ def _id_type(duplicates: DataFrame) -> str:
     raise InputError(f"ids of type {kind.lower()} cannot be kept in a ledger: use integers or strings")
 
 
+@contextmanager
+def _held(ledger: Ledger) -> Iterator[None]:
+    """Hold a ledger in a folder of this machine, waiting for the job that does.
+
+    On a local disk Delta settles conflicts inside one JVM only: two would replace each other's commits.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    with ExitStack() as stack:
+        while os.path.isabs(ledger.location):
+            try:
+                stack.enter_context(exclusive(f"{ledger.location}/runs"))
+                break
+            except InputError as error:
+                if time.monotonic() > deadline:
+                    raise _busy(ledger) from error
+                time.sleep(0.1)
+        yield
+
+
+def _busy(ledger: Ledger) -> InputError:
+    return InputError(
+        f"another job keeps writing the ledger {ledger.location}: nothing of this run counts there; run it again"
+    )
+
+
 def _commit(write: Callable[[], None], ledger: Ledger, tries: int = 5) -> None:
     for attempt in range(1, tries + 1):
         try:
@@ -260,8 +289,5 @@ def _commit(write: Callable[[], None], ledger: Ledger, tries: int = 5) -> None:
             if not conflict:
                 raise
             if attempt == tries:
-                raise InputError(
-                    f"another job keeps writing the ledger {ledger.location}: nothing of this run counts there; "
-                    "run it again"
-                ) from error
+                raise _busy(ledger) from error
             time.sleep(attempt * 0.5)

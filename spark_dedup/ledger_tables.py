@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import spark_dedup
 from spark_dedup.errors import InputError
 from spark_dedup.names import literal, path_relation, quote_name, split_name
 from spark_dedup.paths import normalise_path
@@ -143,8 +144,15 @@ def check_layout(spark: SparkSession, relation: str, role: str) -> bool:
     found = properties.get(LAYOUT_KEY)
     if found != LAYOUT:
         newer = found is not None and found.isdigit() and int(found) > int(LAYOUT)
-        mend = "update spark_dedup" if newer else "name a new ledger and run the job again"
-        raise InputError(f"{relation} has ledger layout {found}, this version reads {LAYOUT}: {mend}")
+        raise InputError(
+            f"the ledger table {relation} has layout {found or 'unknown'}, spark_dedup {spark_dedup.__version__} "
+            f"works with layout {LAYOUT}: "
+            + (
+                "update spark_dedup"
+                if newer
+                else "name a new ledger and run the job again; this one stays as it is"
+            )
+        )
     return True
 
 
