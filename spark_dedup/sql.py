@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 __all__ = ["create_views", "register", "view_queries"]
+
+logger = logging.getLogger(__name__)
 
 COMMENTS = {
     "runs": "Deduplication runs, newest first by finished_at.",
@@ -81,6 +84,8 @@ def create_views(
                 spark.sql(f"DROP VIEW IF EXISTS {names[new]}")
             raise InputError(f"could not create the view {name}: {first_line(error)}") from error
         made.append(kind)
+    if len(parts) < 3 and spark.conf.get("spark.sql.catalogImplementation", "") == "in-memory":
+        logger.warning("the views end with this session: its catalog is in memory, no metastore keeps them")
     return list(names.values())
 
 
