@@ -120,9 +120,9 @@ def collect_figures(
             image_field=image_field,
             filetype=filetype,
         )
-        known = records.fetch(wanted - {None})
-        if not scored and image_field is None:
-            figures.shortest = records.shortest(groups, n_groups)
+        shortest = [] if scored or image_field else records.shortest(groups, n_groups)
+        known = records.fetch((wanted | {key for key, _ in shortest}) - {None})
+        figures.shortest = [(known.get(key, Record(str(key))), size) for key, size in shortest]
     except (InputError, FileNotFoundError) as error:
         if documents is not None:
             raise
