@@ -1,7 +1,10 @@
+import re
+
 import pytest
 from ledger_rows import REMOVED, ROWS, rows, run
 
 from spark_dedup.errors import InputError
+from spark_dedup.exact import identify_exact
 from spark_dedup.ids.registry import IdRegistry
 from spark_dedup.ledger import STOPPED, write_run
 from spark_dedup.sql import create_views, register
@@ -203,6 +206,19 @@ class TestFunctions:
         found = self.query(spark, "exact_duplicates_query('docs', 'my `id', 'te\\'xt')").collect()
         assert {(r["id"], r["kept_id"]) for r in found} == {(3, 1), (6, 1), (4, 2)}
         assert found[0].__fields__ == ["id", "matched_id", "kept_id", "group_id", "method", "score"]
+
+    def test_exact_has_the_plan_of_the_dataframe_form(self, spark, tmp_path):
+        spark.range(3).selectExpr("id", "'x' AS text").write.parquet(str(tmp_path / "docs"))
+        docs = spark.read.parquet(str(tmp_path / "docs"))
+        docs.createOrReplaceTempView("planned")
+        by_sql = self.query(spark, "exact_duplicates_query('planned', 'id', 'text')")
+
+        def operators(df):
+            plan = df._jdf.queryExecution().sparkPlan().toString()
+            return [re.match(r"[\s:+\-]*(\w+)", line)[1] for line in plan.splitlines()]
+
+        assert operators(by_sql) == operators(identify_exact(docs, id_field="id"))
+        assert "Window" in operators(by_sql)
 
     def test_a_view_from_sql_alone(self, spark, tmp_path, views):
         spark.sql("CREATE OR REPLACE TABLE fn_docs USING delta AS SELECT id, 'x' AS text FROM range(3)")
