@@ -13,7 +13,7 @@ COPIES = 0.2
 def make_corpus(folder: Path, n_documents: int, *, mean_chars: int = 560, seed: int = 7) -> Path:
     """Write the corpus once; columns id (int64), text (string), source (int32)."""
     target = folder / f"docs-{n_documents}-{mean_chars}"
-    if (target / "done").exists():
+    if (target / "_done").exists():
         return target
     target.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
@@ -31,5 +31,5 @@ def make_corpus(folder: Path, n_documents: int, *, mean_chars: int = 560, seed: 
         pq.write_table(
             table, target / f"part-{number:05d}.parquet", compression="zstd", row_group_size=1 << 16
         )
-    (target / "done").touch()
+    (target / "_done").touch()
     return target

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from spark_dedup.ids.generator import Batch
+from spark_dedup.ids.batches import Batch
 from spark_dedup.ids.registry import IdRegistry
 
 

@@ -173,7 +173,10 @@ def sweep(
 
 
 @cli.command()
-@click.option("--results", required=True, help="The folder kmeans_results of a semantic job.")
+@click.option(
+    "--results", required=True, help="The folder kmeans_results of a semantic job, or a table of it."
+)
+@click.option("--centroids", help="The .npy file of centroids; the one in the folder by default.")
 @click.option("--eps", multiple=True, type=float, required=True, help="Threshold; may be repeated.")
 @click.option(
     "--n-probe", default=1, show_default=True, help="Report recall for 1 to this many probed clusters."
@@ -183,20 +186,47 @@ def sweep(
 @click.option("--embedding-field", default="embeddings", show_default=True)
 @common
 def audit(
-    results: str, eps: tuple[float, ...], device: str, as_json: bool, debug: bool, quiet: bool, **options: Any
+    results: str,
+    centroids: str | None,
+    eps: tuple[float, ...],
+    n_probe: int,
+    device: str,
+    as_json: bool,
+    debug: bool,
+    quiet: bool,
+    **options: Any,
 ) -> dict[str, Any]:
     """Estimate what share of the true pairs the clustering found, by brute force on a sample."""
-    import numpy as np
-
     from spark_dedup import build_session
-    from spark_dedup.paths import filesystem
+    from spark_dedup.datasets import read_dataset
     from spark_dedup.semantic.audit import audit_recall
 
-    session = build_session(device=device)
-    fs, inner = filesystem(f"{results}/kmeans_centroids.npy")
-    with fs.open(inner) as file:
-        centroids = np.load(file)
-    assigned = session.read.option("pathGlobFilter", "*.parquet").parquet(results)
-    found = audit_recall(assigned, eps=eps, centroids=centroids, **options)
+    means = None if n_probe == 1 else _centroids(results, centroids)
+    assigned = read_dataset(build_session(device=device), results)
+    found = audit_recall(assigned, eps=eps, centroids=means, n_probe=n_probe, **options)
     click.echo(found.table)
-    return {"sample_size": options["sample_size"]}
+    return {"sample_size": found.sample_size, "num_documents": found.num_documents}
+
+
+def _centroids(results: str, given: str | None) -> Any:
+    """Load the centroids that lie with the results, or those that were named."""
+    import numpy as np
+
+    from spark_dedup.datasets import is_table_name
+    from spark_dedup.errors import InputError
+    from spark_dedup.paths import exists, filesystem, normalise_path
+
+    path = None if given is None and is_table_name(results) else normalise_path(given or results)
+    if given is None and path is not None:
+        path = f"{path}/kmeans_centroids.npy"
+    if path is None or not exists(path):
+        where = path or f"the table {results}"
+        raise InputError(
+            f"no centroids at {where}: more than one probe needs them, name the .npy as --centroids"
+        )
+    fs, inner = filesystem(path)
+    with fs.open(inner) as file:
+        try:
+            return np.load(file)
+        except ValueError as error:
+            raise InputError(f"{path} is no .npy file of centroids: {error}") from error

@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from spark_dedup.errors import InputError
+from spark_dedup.errors import InputError, first_line
 from spark_dedup.paths import Location, exists, filesystem, is_local, normalise_path, spark_path
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def read_dataset(
     found = find_source(spark, source, filetype=filetype)
     reader = spark.read.options(**{k: v for k, v in (read_kwargs or {}).items() if v is not None})
     if found.kind == "table":
-        df = spark.table(found.names[0])
+        df = _table(spark, found.names[0])
     elif found.kind == "delta":
         df = reader.format("delta").load(found.names[0])
     else:
@@ -229,6 +229,15 @@ def read_dataset(
     if columns is not None:
         require_columns(df, columns, where=str(found))
         df = df.select(*[col(name) for name in columns])
+    return df
+
+
+def _table(spark: SparkSession, name: str) -> DataFrame:
+    try:
+        df = spark.table(name)
+        df.columns  # noqa: B018 - a Connect session looks for the table only now
+    except Exception as error:
+        raise InputError(f"cannot read the table or view {name}: {first_line(error)}") from error
     return df
 
 

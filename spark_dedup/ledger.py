@@ -12,14 +12,25 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import spark_dedup
 from spark_dedup.errors import InputError
-from spark_dedup.names import literal, path_relation, quote_name, split_name
+from spark_dedup.ledger_tables import (
+    DUPLICATE_COLUMNS,
+    RUN_COLUMNS,
+    Ledger,
+    check_ids,
+    check_layout,
+    create,
+    locate,
+)
+from spark_dedup.names import path_relation, quote_name, split_name
+from spark_dedup.outputs import exclusive
 from spark_dedup.paths import normalise_path
 from spark_dedup.rules import check_survivors
 from spark_dedup.session import require_delta
@@ -42,54 +53,8 @@ __all__ = [
     "write_run",
 ]
 
-LAYOUT = "1"
-LAYOUT_KEY = "spark_dedup.ledger.layout"
-ROLE_KEY = "spark_dedup.ledger.table"
 DONE, STOPPED = "done", "stopped"
-
-RUN_COLUMNS = {
-    "run_id": ("STRING", "Name of the run: its method and a hash of what it ran on and how"),
-    "method": ("STRING", "Matcher that ran: exact, semantic"),
-    "status": ("STRING", "done, or stopped when a safety limit was met and nothing was removed"),
-    "message": ("STRING", "Why a run was stopped; empty otherwise"),
-    "started_at": ("TIMESTAMP", "When the run began"),
-    "finished_at": ("TIMESTAMP", "When its rows were complete; the newest done run is the current one"),
-    "input": ("STRING", "Dataset that was matched: path, table, or a JSON list of them"),
-    "input_version": (
-        "STRING",
-        "Version of a Delta input, or a hash of the names, sizes and times of the files",
-    ),
-    "id_field": ("STRING", "Column of the input that holds the ids"),
-    "registry": ("STRING", "Id registry that gave the ids; empty when the input brought its own"),
-    "parameters": ("MAP<STRING, STRING>", "Settings of the run"),
-    "num_documents": ("BIGINT", "Records of the input"),
-    "num_groups": ("BIGINT", "Groups of duplicates"),
-    "num_duplicates": ("BIGINT", "Records to remove"),
-    "documents_by_source": ("MAP<STRING, BIGINT>", "Records of the input by source, where sources are known"),
-    "times": ("MAP<STRING, DOUBLE>", "Seconds by step"),
-    "device": ("STRING", "cpu or gpu"),
-    "library_version": ("STRING", "Version of spark_dedup"),
-}
-DUPLICATE_COLUMNS = {
-    "run_id": ("STRING", "Run that found it: a row of the table runs"),
-    "id": ("", "Record to remove"),
-    "matched_id": ("", "Record that it matched"),
-    "kept_id": ("", "Survivor that represents it, never itself removed; null when all copies are dropped"),
-    "group_id": ("STRING", "md5 of the text for exact matches, the survivor's centroid for semantic ones"),
-    "method": ("STRING", "Matcher that found it: exact, semantic"),
-    "score": ("DOUBLE", "Similarity to matched_id; 1.0 for exact matches"),
-    "source": ("STRING", "Source of the record, where sources are known"),
-    "kept_source": ("STRING", "Source of its survivor, where sources are known"),
-}
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """A ledger's two tables as SQL relations, quoted."""
-
-    location: str
-    runs: str
-    duplicates: str
+PATIENCE_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,32 +123,6 @@ def input_version(spark: SparkSession, source: Any, *, filetype: str = "parquet"
     return f"delta:{newest['version']}" if newest else None
 
 
-def locate(location: str | os.PathLike[str], spark: SparkSession) -> Ledger:
-    """Return the ledger at a folder or schema, whether or not its tables exist.
-
-    Raises:
-        InputError: for a schema that does not exist.
-    """
-    text = os.fspath(location)
-    if not text.strip():
-        raise InputError("no ledger was named: give a folder or a schema")
-    if os.path.exists(text) or "/" in text or text.startswith((".", "~")) or not isinstance(location, str):
-        path = normalise_path(text)
-        return Ledger(
-            path, path_relation("delta", f"{path}/runs"), path_relation("delta", f"{path}/duplicates")
-        )
-    parts = split_name(text)
-    schema = quote_name(parts)
-    if len(parts) > 2:
-        raise InputError(f"ledger {text} has more than two parts: name a schema or catalog.schema")
-    if not spark.catalog.databaseExists(schema):
-        raise InputError(
-            f"no schema {schema} in this session's catalog: CREATE SCHEMA {schema}, "
-            f"or write ./{text} for a folder"
-        )
-    return Ledger(schema, f"{schema}.`runs`", f"{schema}.`duplicates`")
-
-
 def open_ledger(spark: SparkSession, location: str | os.PathLike[str]) -> Ledger:
     """Return an existing ledger.
 
@@ -193,7 +132,7 @@ def open_ledger(spark: SparkSession, location: str | os.PathLike[str]) -> Ledger
     require_delta(spark)
     ledger = locate(location, spark)
     for role, relation in (("duplicates", ledger.duplicates), ("runs", ledger.runs)):
-        if not _check_layout(spark, relation, role):
+        if not check_layout(spark, relation, role):
             raise InputError(
                 f"no ledger at {ledger.location}: {relation} does not exist; run a job with ledger="
             )
@@ -222,8 +161,6 @@ def write_run(
     require_columns(duplicates, LEDGER_COLUMNS, where="the ledger rows")
     ledger = locate(location, spark)
     id_type = _id_type(duplicates)
-    _create(spark, ledger, id_type)
-    _check_ids(spark, ledger, id_type)
     types = {**{c: t for c, (t, _) in DUPLICATE_COLUMNS.items()}, "id": id_type}
     types |= {"matched_id": id_type, "kept_id": id_type}
     rows = duplicates.select(
@@ -235,13 +172,9 @@ def write_run(
         ],
     )
     mine = F.col("run_id") == F.lit(run.run_id)
-    _commit(lambda: rows.writeTo(ledger.duplicates).overwrite(mine), ledger)
-    # Of what was written, so that nothing is computed twice; without a row in runs it does not count yet.
-    drop_all = bool(run.parameters.get("drop_all_copies"))
-    check_survivors(spark.table(ledger.duplicates).where(mine), drop_all=drop_all)
-    row = _run_row(spark, run)
 
     def publish() -> None:
+        row = _run_row(spark, run)
         known = spark.table(ledger.runs).where(mine).limit(1).count()
         writer = row.writeTo(ledger.runs)
         # A blind append never meets another run's commit; the transaction name keeps a twin from adding it twice.
@@ -250,7 +183,14 @@ def write_run(
         else:
             writer.option("txnAppId", f"spark_dedup-{run.run_id}").option("txnVersion", "1").append()
 
-    _commit(publish, ledger)
+    with _held(ledger):
+        create(spark, ledger, id_type)
+        check_ids(spark, ledger, id_type)
+        _commit(lambda: rows.writeTo(ledger.duplicates).overwrite(mine), ledger)
+        # Of what was written, so that nothing is computed twice; without a row in runs it does not count yet.
+        drop_all = bool(run.parameters.get("drop_all_copies"))
+        check_survivors(spark.table(ledger.duplicates).where(mine), drop_all=drop_all)
+        _commit(publish, ledger)
     return ledger
 
 
@@ -313,63 +253,29 @@ def _id_type(duplicates: DataFrame) -> str:
     raise InputError(f"ids of type {kind.lower()} cannot be kept in a ledger: use integers or strings")
 
 
-def _create(spark: SparkSession, ledger: Ledger, id_type: str) -> None:
-    tables = (
-        ("duplicates", ledger.duplicates, DUPLICATE_COLUMNS, "PARTITIONED BY (run_id)"),
-        ("runs", ledger.runs, RUN_COLUMNS, ""),
+@contextmanager
+def _held(ledger: Ledger) -> Iterator[None]:
+    """Hold a ledger in a folder of this machine, waiting for the job that does.
+
+    On a local disk Delta settles conflicts inside one JVM only: two would replace each other's commits.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    with ExitStack() as stack:
+        while os.path.isabs(ledger.location):
+            try:
+                stack.enter_context(exclusive(f"{ledger.location}/runs"))
+                break
+            except InputError as error:
+                if time.monotonic() > deadline:
+                    raise _busy(ledger) from error
+                time.sleep(0.1)
+        yield
+
+
+def _busy(ledger: Ledger) -> InputError:
+    return InputError(
+        f"another job keeps writing the ledger {ledger.location}: nothing of this run counts there; run it again"
     )
-    comments = {
-        "duplicates": "spark_dedup: one row per record to remove. Only rows whose run is in the table runs count.",
-        "runs": "spark_dedup: one row per finished deduplication run.",
-    }
-    for role, relation, columns, partitions in tables:
-        if _check_layout(spark, relation, role):
-            continue
-        spelled = ", ".join(
-            f"{name} {kind or id_type} COMMENT {literal(comment)}"
-            for name, (kind, comment) in columns.items()
-        )
-        statement = (
-            f"CREATE TABLE IF NOT EXISTS {relation} ({spelled}) USING delta {partitions} "
-            f"COMMENT {literal(comments[role])} "
-            f"TBLPROPERTIES ({literal(LAYOUT_KEY)} = {literal(LAYOUT)}, {literal(ROLE_KEY)} = {literal(role)})"
-        )
-        try:
-            spark.sql(statement)
-        except Exception:
-            # Another job may have made it at the same moment; any other failure is the caller's to see.
-            if not _check_layout(spark, relation, role):
-                raise
-
-
-def _check_layout(spark: SparkSession, relation: str, role: str) -> bool:
-    """Return whether the table exists; raise when it is not this library's table of this layout."""
-    try:
-        detail = spark.sql(f"DESCRIBE DETAIL {relation}").first()
-    except Exception as error:
-        if any(word in str(error) for word in ("NOT_FOUND", "MISSING_DELTA_TABLE", "doesn't exist")):
-            return False
-        raise
-    properties = (detail["properties"] if detail else None) or {}
-    if properties.get(ROLE_KEY) != role:
-        raise InputError(
-            f"{relation} exists and is no spark_dedup ledger: name another folder or schema for the ledger"
-        )
-    found = properties.get(LAYOUT_KEY)
-    if found != LAYOUT:
-        newer = found is not None and found.isdigit() and int(found) > int(LAYOUT)
-        mend = "update spark_dedup" if newer else "name a new ledger and run the job again"
-        raise InputError(f"{relation} has ledger layout {found}, this version reads {LAYOUT}: {mend}")
-    return True
-
-
-def _check_ids(spark: SparkSession, ledger: Ledger, id_type: str) -> None:
-    has = dict(spark.table(ledger.duplicates).dtypes)["id"].upper()
-    if has != id_type:
-        raise InputError(
-            f"the ledger {ledger.location} holds {has.lower()} ids, these are {id_type.lower()}: "
-            "name another ledger for them"
-        )
 
 
 def _commit(write: Callable[[], None], ledger: Ledger, tries: int = 5) -> None:
@@ -385,8 +291,5 @@ def _commit(write: Callable[[], None], ledger: Ledger, tries: int = 5) -> None:
             if not conflict:
                 raise
             if attempt == tries:
-                raise InputError(
-                    f"another job keeps writing the ledger {ledger.location}: nothing of this run counts there; "
-                    "run it again"
-                ) from error
+                raise _busy(ledger) from error
             time.sleep(attempt * 0.5)

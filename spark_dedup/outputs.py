@@ -124,6 +124,10 @@ def _take(lock: str, path: str) -> int | None:
             handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         except FileNotFoundError:  # another job has just removed the empty folder
             continue
+        except FileExistsError:
+            if os.path.lexists(os.path.dirname(lock)) and not os.path.isdir(os.path.dirname(lock)):
+                raise NotADirectoryError(f"{os.path.dirname(lock)} is a file: choose another output") from None
+            continue  # made and removed again by another job while we looked
         except PermissionError as error:
             raise PermissionError(
                 f"{os.path.dirname(lock)} is read-only: choose an output folder you can write"

@@ -148,7 +148,6 @@ def _local_settings(version: str, device: str, master: str | None) -> dict[str, 
         "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile=file:{here / 'log4j2.properties'}",
         # Enough for skew, few enough for small input; adaptive execution merges what is small.
         "spark.sql.shuffle.partitions": str(max(16, 4 * cores)),
-        "spark.sql.adaptive.coalescePartitions.parallelismFirst": "false",
         # Delta replays its log with 50 tasks by default: seconds of overhead on one machine.
         "spark.databricks.delta.snapshotPartitions": "2",
         "spark.sql.sources.parallelPartitionDiscovery.parallelism": str(max(16, 4 * cores)),

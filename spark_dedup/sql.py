@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING
 
 from spark_dedup import ledger as ledgers
 from spark_dedup.datasets import find_source, is_table_name, list_files
-from spark_dedup.errors import InputError
+from spark_dedup.errors import InputError, first_line
 from spark_dedup.ledger import DONE, Ledger, describe_input
 from spark_dedup.names import literal, path_relation, quote_name, split_name
 from spark_dedup.tables import quote
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 __all__ = ["create_views", "register", "view_queries"]
+
+logger = logging.getLogger(__name__)
 
 COMMENTS = {
     "runs": "Deduplication runs, newest first by finished_at.",
@@ -79,8 +82,10 @@ def create_views(
         except Exception as error:
             for new in set(made) - before:
                 spark.sql(f"DROP VIEW IF EXISTS {names[new]}")
-            raise InputError(f"could not create the view {name}: {_first_line(error)}") from error
+            raise InputError(f"could not create the view {name}: {first_line(error)}") from error
         made.append(kind)
+    if len(parts) < 3 and spark.conf.get("spark.sql.catalogImplementation", "") == "in-memory":
+        logger.warning("the views end with this session: its catalog is in memory, no metastore keeps them")
     return list(names.values())
 
 
@@ -214,7 +219,7 @@ def _documents(
     try:
         return relation, spark.sql(f"SELECT * FROM {relation}").columns
     except Exception as error:
-        raise InputError(f"cannot read {relation}: {_first_line(error)}") from error
+        raise InputError(f"cannot read {relation}: {first_line(error)}") from error
 
 
 def _delta_relation(location: str) -> str:
@@ -225,11 +230,7 @@ def _analyse(spark: SparkSession, kind: str, query: str) -> None:
     try:
         spark.sql(query).columns  # noqa: B018 - asking for the columns analyses the query
     except Exception as error:
-        raise InputError(f"the view {kind} cannot be made: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise InputError(f"the view {kind} cannot be made: {first_line(error)}") from error
 
 
 # The plan of exact.duplicate_rows, word for word: hash, spread by it, a running window that streams any group.

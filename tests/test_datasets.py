@@ -146,3 +146,17 @@ def test_a_colon_in_a_file_name_is_refused_by_name(tmp_path):
     write(tmp_path / "a:b" / "c:d.parquet", a=[1])
     with pytest.raises(InputError, match=r"c:d\.parquet.*rename the file"):
         list_files(tmp_path)
+
+
+def test_a_view_over_a_dropped_table(spark):
+    spark.sql("CREATE TABLE ds_below USING parquet AS SELECT 1 AS a")
+    spark.sql("CREATE VIEW ds_over AS SELECT * FROM ds_below")
+    spark.sql("DROP TABLE ds_below")
+    try:
+        with pytest.raises(
+            InputError, match=r"cannot read the table or view `ds_over`: .*ds_below"
+        ) as caught:
+            read_dataset(spark, "ds_over")
+        assert "\n" not in str(caught.value)
+    finally:
+        spark.sql("DROP VIEW ds_over")

@@ -12,6 +12,7 @@ from spark_dedup.ledger import (
     read_duplicates,
     write_run,
 )
+from spark_dedup.outputs import exclusive
 
 
 def ids(df):
@@ -55,27 +56,6 @@ def test_a_run_that_died_before_its_end_does_not_count(spark, tmp_path, monkeypa
     assert spark.table(ledger.duplicates).count() == len(ROWS) + 1
 
 
-def test_tables_explain_themselves(spark, tmp_path):
-    ledger = write_run(spark, tmp_path, run(), rows(spark))
-    for relation in (ledger.runs, ledger.duplicates):
-        described = spark.sql(f"DESCRIBE {relation}").where("col_name rlike '^[a-z_]+$'").collect()
-        assert described
-        assert all(row["comment"] for row in described)
-        detail = spark.sql(f"DESCRIBE DETAIL {relation}").first()
-        assert detail["description"]
-        assert detail["properties"]["spark_dedup.ledger.layout"] == "1"
-
-
-def test_in_a_schema_with_a_reserved_name(spark):
-    spark.sql("CREATE SCHEMA IF NOT EXISTS `select`")
-    try:
-        ledger = write_run(spark, "`select`", run(), rows(spark))
-        assert spark.table("`select`.runs").count() == 1
-        assert ids(read_duplicates(spark, ledger)) == sorted(REMOVED)
-    finally:
-        spark.sql("DROP SCHEMA `select` CASCADE")
-
-
 def test_writers_at_the_same_time(spark, tmp_path):
     failed = []
 
@@ -107,38 +87,26 @@ def test_a_writer_that_never_lets_go(spark, tmp_path, monkeypatch):
         _commit(held, Ledger("/l", "", ""))
 
 
+def test_a_ledger_that_another_process_holds(spark, tmp_path, monkeypatch):
+    """On a local disk Delta itself would let two processes replace each other's commits."""
+    write_run(spark, tmp_path, run(), rows(spark))
+    late = run(input_version="late")
+    with exclusive(tmp_path / "runs"):
+        monkeypatch.setattr("spark_dedup.ledger.PATIENCE_S", 0.0)
+        with pytest.raises(InputError, match=f"another job keeps writing the ledger {tmp_path}: nothing of"):
+            write_run(spark, tmp_path, late, rows(spark, ROWS[:1]))
+        assert spark.read.format("delta").load(str(tmp_path / "duplicates")).count() == len(ROWS)
+        monkeypatch.setattr("spark_dedup.ledger.PATIENCE_S", 60.0)
+        waiting = threading.Thread(target=write_run, args=(spark, tmp_path, late, rows(spark, ROWS[:1])))
+        waiting.start()
+        waiting.join(2)
+        assert waiting.is_alive()
+    waiting.join()
+    assert ids(read_duplicates(spark, open_ledger(spark, tmp_path))) == [5]
+    assert not (tmp_path / ".runs.lock").exists()
+
+
 class TestErrors:
-    def test_nothing_there(self, spark, tmp_path):
-        with pytest.raises(InputError, match="no ledger at"):
-            open_ledger(spark, tmp_path / "none")
-        assert not (tmp_path / "none").exists()
-
-    def test_no_such_schema(self, spark):
-        with pytest.raises(InputError, match=r"no schema `nosuch`.*write \./nosuch for a folder"):
-            write_run(spark, "nosuch", run(), rows(spark))
-
-    def test_foreign_table(self, spark, tmp_path):
-        spark.range(3).write.format("delta").save(str(tmp_path / "duplicates"))
-        with pytest.raises(InputError, match="no spark_dedup ledger"):
-            write_run(spark, tmp_path, run(), rows(spark))
-        assert not (tmp_path / "runs").exists()
-
-    @pytest.mark.parametrize(("layout", "mend"), [("0", "run the job again"), ("7", "update spark_dedup")])
-    def test_other_layout(self, spark, tmp_path, layout, mend):
-        ledger = write_run(spark, tmp_path, run(), rows(spark))
-        key = "spark_dedup.ledger.layout"
-        spark.sql(f"ALTER TABLE {ledger.runs} SET TBLPROPERTIES ('{key}' = '{layout}')")
-        with pytest.raises(InputError, match=f"ledger layout {layout}, this version reads 1.*{mend}"):
-            open_ledger(spark, tmp_path)
-
-    def test_other_id_type(self, spark, tmp_path):
-        write_run(spark, tmp_path, run(), rows(spark))
-        texts = rows(spark).selectExpr(
-            "string(id)", "string(matched_id)", "string(kept_id)", "* except (id, matched_id, kept_id)"
-        )
-        with pytest.raises(InputError, match="holds bigint ids, these are string"):
-            write_run(spark, tmp_path, run(input_version="x"), texts)
-
     def test_no_such_run(self, spark, tmp_path):
         ledger = write_run(spark, tmp_path, run(), rows(spark))
         with pytest.raises(InputError, match=f"no run 'nope'.*it has {run().run_id}"):

@@ -91,6 +91,14 @@ class TestFigures:
         assert max(eps for eps, _ in alone.sweep) == 0.03
         assert dict(alone.sweep)[0.03] == 3
 
+    def test_sources_are_bounded(self, spark, home, tmp_path):
+        many = {f"s{i}": 1 for i in range(5000)}
+        write_run(spark, tmp_path, run(input=str(home / "docs"), documents_by_source=many), rows(spark))
+        report = make_report(spark, ledger=tmp_path)
+        assert len(report.figures.removed_by_source) == 200
+        assert [name for name, _, _ in report.figures.removed_by_source[:3]] != ["s0", "s1", "s2"]
+        assert len(report.html) < 100_000
+
 
 class TestMarks:
     def test_differences(self):

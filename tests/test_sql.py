@@ -1,7 +1,10 @@
+import re
+
 import pytest
 from ledger_rows import REMOVED, ROWS, rows, run
 
 from spark_dedup.errors import InputError
+from spark_dedup.exact import identify_exact
 from spark_dedup.ids.registry import IdRegistry
 from spark_dedup.ledger import STOPPED, write_run
 from spark_dedup.sql import create_views, register
@@ -108,6 +111,57 @@ class TestErrors:
         with pytest.raises(FileNotFoundError, match="gone"):
             create_views(spark, ledger=home / "ledger", documents="gone", prefix="e2_")
 
+    def test_a_view_over_a_dropped_table(self, spark, home, tmp_path):
+        spark.sql("CREATE TABLE e2_below USING parquet AS SELECT 1L AS id")
+        spark.sql("CREATE VIEW e2_over AS SELECT * FROM e2_below")
+        write_run(spark, tmp_path / "l", run(input="`e2_over`"), rows(spark))
+        spark.sql("DROP TABLE e2_below")
+        try:
+            with pytest.raises(InputError, match=r"cannot read `e2_over`: .*e2_below") as caught:
+                create_views(spark, ledger=tmp_path / "l", documents="e2_over", prefix="e2_")
+            assert "\n" not in str(caught.value)
+            assert spark.sql("SHOW VIEWS LIKE 'e2_*'").count() == 1
+        finally:
+            spark.sql("DROP VIEW e2_over")
+
+    @pytest.mark.parametrize("at", [0, 3])
+    def test_no_right_to_create_views(self, spark, home, monkeypatch, at):
+        """As Unity Catalog says it; new views go again, one that stood there before stays."""
+        spark.sql("CREATE OR REPLACE VIEW e7_runs AS SELECT 1 AS mine")
+        real, asked = type(spark).sql, []
+
+        def sql(self, query, *args, **kwargs):
+            if query.startswith("CREATE OR REPLACE VIEW"):
+                asked.append(query)
+                if len(asked) > at:
+                    raise RuntimeError(
+                        "[INSUFFICIENT_PERMISSIONS] Insufficient privileges:\nUser does not have permission "
+                        "CREATE TABLE on Schema 'main.locked'. SQLSTATE: 42501"
+                    )
+            return real(self, query, *args, **kwargs)
+
+        monkeypatch.setattr(type(spark), "sql", sql)
+        with pytest.raises(
+            InputError, match=r"could not create the view .*INSUFFICIENT_PERMISSIONS"
+        ) as caught:
+            create_views(spark, ledger=home / "ledger", prefix="e7_")
+        monkeypatch.undo()
+        assert "CREATE TABLE on Schema 'main.locked'" in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert [r["viewName"] for r in spark.sql("SHOW VIEWS LIKE 'e7_*'").collect()] == ["e7_runs"]
+        spark.sql("DROP VIEW e7_runs")
+
+    def test_a_catalog_without_views(self, spark, home):
+        for key, value in {
+            "": "org.apache.spark.sql.execution.datasources.v2.jdbc.JDBCTableCatalog",
+            ".url": "jdbc:derby:memory:without_views;create=true",
+            ".driver": "org.apache.derby.iapi.jdbc.AutoloadedDriver",
+        }.items():
+            spark.conf.set(f"spark.sql.catalog.viewless{key}", value)
+        with pytest.raises(InputError, match="could not create the view `viewless`") as caught:
+            create_views(spark, ledger=home / "ledger", prefix="viewless.APP.v_")
+        assert "\n" not in str(caught.value)
+
     def test_a_table_has_the_name(self, spark, home):
         spark.sql("CREATE TABLE e3_source_pairs USING parquet AS SELECT 1 AS a")
         try:
@@ -152,6 +206,19 @@ class TestFunctions:
         found = self.query(spark, "exact_duplicates_query('docs', 'my `id', 'te\\'xt')").collect()
         assert {(r["id"], r["kept_id"]) for r in found} == {(3, 1), (6, 1), (4, 2)}
         assert found[0].__fields__ == ["id", "matched_id", "kept_id", "group_id", "method", "score"]
+
+    def test_exact_has_the_plan_of_the_dataframe_form(self, spark, tmp_path):
+        spark.range(3).selectExpr("id", "'x' AS text").write.parquet(str(tmp_path / "docs"))
+        docs = spark.read.parquet(str(tmp_path / "docs"))
+        docs.createOrReplaceTempView("planned")
+        by_sql = self.query(spark, "exact_duplicates_query('planned', 'id', 'text')")
+
+        def operators(df):
+            plan = df._jdf.queryExecution().sparkPlan().toString()
+            return [re.match(r"[\s:+\-]*(\w+)", line)[1] for line in plan.splitlines()]
+
+        assert operators(by_sql) == operators(identify_exact(docs, id_field="id"))
+        assert "Window" in operators(by_sql)
 
     def test_a_view_from_sql_alone(self, spark, tmp_path, views):
         spark.sql("CREATE OR REPLACE TABLE fn_docs USING delta AS SELECT id, 'x' AS text FROM range(3)")

@@ -7,16 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spark_dedup.ids.assign import read_documents
-    from spark_dedup.ids.generator import IdGenerator, StaleBatchError
+    from spark_dedup.ids.batches import StaleBatchError
+    from spark_dedup.ids.generator import IdGenerator
     from spark_dedup.ids.registry import IdRegistry
 
 __all__ = ["IdGenerator", "IdRegistry", "StaleBatchError", "read_documents"]
 
-_MODULES = {"IdRegistry": "registry", "read_documents": "assign"}
+_MODULES = {
+    "IdGenerator": "generator",
+    "IdRegistry": "registry",
+    "StaleBatchError": "batches",
+    "read_documents": "assign",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use, so that the plain generator needs no Spark."""
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'generator')}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

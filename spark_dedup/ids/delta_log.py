@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from spark_dedup.errors import InputError
-from spark_dedup.ids.generator import Batch
+from spark_dedup.ids.batches import Batch
 from spark_dedup.ids.rows import COLUMNS, LOOKUP, TABLE_SETTINGS, Entry, check_layout, rows_of
 from spark_dedup.paths import is_local
 

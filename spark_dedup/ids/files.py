@@ -10,8 +10,9 @@ from urllib.parse import quote, unquote
 
 from spark_dedup.datasets import FileInfo
 from spark_dedup.errors import InputError
+from spark_dedup.ids.batches import Batch, hash_files, named_few, stale_error
 from spark_dedup.ids.counting import CountRows
-from spark_dedup.ids.generator import Batch, IdGenerator, hash_files, named_few, stale_error
+from spark_dedup.ids.generator import IdGenerator
 from spark_dedup.ids.registry import IdRegistry, changes
 from spark_dedup.ids.rows import Entry
 from spark_dedup.paths import filesystem, is_local, normalise_path

@@ -9,118 +9,18 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from spark_dedup.errors import InputError
+from spark_dedup.ids.batches import BatchIds, Files, as_batches, as_count, stale_error
 
-__all__ = ["Batch", "Files", "IdGenerator", "StaleBatchError", "hash_files", "read_state", "write_state"]
+__all__ = ["IdGenerator", "read_state", "write_state"]
 
-Files: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 Ranges: TypeAlias = dict[str, tuple[int, int]]
 
-NAMED = 5
 
-
-class StaleBatchError(InputError):
-    """A registered batch of files is no longer what it was when its ids were given out."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Files whose rows share one range of ids, as they were when counted.
-
-    Attributes:
-        files: paths as Curator spells them, in reading order.
-        count: rows in all the files.
-        size: bytes in all the files, None when unknown.
-        modified_ms: latest modification, milliseconds since 1970, None when unknown.
-    """
-
-    files: tuple[str, ...]
-    count: int
-    size: int | None = None
-    modified_ms: int | None = None
-
-    @property
-    def key(self) -> str:
-        """Key of the batch in the registry."""
-        return hash_files(self.files)
-
-    @property
-    def name(self) -> str:
-        """Name of the batch in messages: its first file, and how many follow."""
-        if not self.files:
-            return "a batch of no files"
-        return self.files[0] + (f" and {len(self.files) - 1} more" if len(self.files) > 1 else "")
-
-
-def hash_files(files: Files) -> str:
-    """Return the key of a batch: UUID version 5 of the paths joined by ``;``, in their order.
-
-    Args:
-        files: one path, or the paths of a batch.
-    """
-    return str(uuid.uuid5(uuid.NAMESPACE_URL, ";".join(as_paths(files))))
-
-
-def as_paths(files: Files) -> tuple[str, ...]:
-    """Return the paths of a batch as text; one path is a batch of one.
-
-    Raises:
-        InputError: for anything but paths.
-    """
-    if isinstance(files, str | os.PathLike):
-        return (os.fspath(files),)
-    try:
-        return tuple(os.fspath(file) for file in files)
-    except TypeError as error:
-        raise InputError(f"files must be a path or a sequence of paths, not {files!r}") from error
-
-
-def as_count(count: int, files: Files) -> int:
-    """Return a row count as an int, NumPy's integers included.
-
-    Raises:
-        InputError: when it is not a whole number, or negative.
-    """
-    try:
-        if isinstance(count, bool):
-            raise TypeError
-        value = operator.index(count)
-    except TypeError as error:
-        raise InputError(
-            f"count must be an int, not {count!r} ({type(count).__name__}), for {files!r}"
-        ) from error
-    if value < 0:
-        raise InputError(f"count must not be negative, but is {value} for {files!r}")
-    return value
-
-
-def as_batches(batches: Iterable[tuple[Files, int]]) -> list[Batch]:
-    """Validate ``(files, count)`` pairs."""
-    return [Batch(as_paths(files), as_count(count, files)) for files, count in batches]
-
-
-def named_few(names: Sequence[str]) -> str:
-    """List up to five names for a message, and how many were left out."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
-
-
-def pick_one(files: Files | None, key: str | None) -> str:
-    """Return the key that is asked for.
-
-    Raises:
-        InputError: unless exactly one of the two is given.
-    """
-    if (files is None) == (key is None):
-        raise InputError("give exactly one of files and key")
-    return key if key is not None else hash_files(files or ())
-
-
-class IdGenerator:
+class IdGenerator(BatchIds):
     """Gives every batch of files a contiguous range of ids, each id once. Thread-safe; no Spark.
 
     Args:
@@ -136,20 +36,6 @@ class IdGenerator:
         self.next_id = as_count(start_id, "start_id")
         self.batch_registry: Ranges = {k: (int(r[0]), int(r[1])) for k, r in (batch_registry or {}).items()}
         self._lock = threading.Lock()
-
-    @staticmethod
-    def hash_files(files: Files) -> str:
-        """Return the key of a batch of files; their order counts."""
-        return hash_files(files)
-
-    def register_batch(self, files: Files, count: int) -> int:
-        """Return the first id of a batch, giving it ``count`` ids when it is new.
-
-        Raises:
-            StaleBatchError: the batch is known with another count.
-            InputError: ``count`` is negative or no int.
-        """
-        return self.register_batches([(files, count)])[0]
 
     def register_batches(self, batches: Iterable[tuple[Files, int]]) -> list[int]:
         """Return the first ids of many batches: all are registered, or, after an error, none.
@@ -174,18 +60,8 @@ class IdGenerator:
             self.next_id = start
             return [self.batch_registry[key][0] for key in keys]
 
-    def get_batch_range(self, files: Files | None = None, key: str | None = None) -> tuple[int, int]:
-        """Return the first and last id of a batch, named by its files or its key.
-
-        Raises:
-            InputError: unless exactly one of ``files`` and ``key`` is given.
-            KeyError: the batch was never registered.
-        """
-        wanted = pick_one(files, key)
-        try:
-            return self.batch_registry[wanted]
-        except KeyError:
-            raise unknown_error(files, key) from None
+    def _range(self, key: str) -> tuple[int, int] | None:
+        return self.batch_registry.get(key)
 
     def to_disk(self, path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> None:
         """Write the state as JSON to any place that fsspec reaches; a local file appears whole or not at all."""
@@ -207,20 +83,6 @@ class IdGenerator:
 
     def __repr__(self) -> str:
         return f"IdGenerator(next_id={self.next_id}, batches={len(self.batch_registry)})"
-
-
-def stale_error(stale: Sequence[str]) -> StaleBatchError:
-    """Return the error that names batches which changed since they were registered."""
-    return StaleBatchError(
-        f"changed since their ids were registered: {named_few(stale)}; "
-        "restore the files, or register them under new names or in a new registry"
-    )
-
-
-def unknown_error(files: Files | None, key: str | None) -> KeyError:
-    """Return the error for a batch that was never registered."""
-    what = f"key {key!r}" if files is None else f"files {named_few(as_paths(files)) or '[]'}"
-    return KeyError(f"no ids are registered for {what}")
 
 
 def write_state(

@@ -13,19 +13,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from spark_dedup.datasets import is_table_name
 from spark_dedup.errors import InputError
-from spark_dedup.ids.generator import (
+from spark_dedup.ids.batches import (
     Batch,
+    BatchIds,
     Files,
     as_batches,
     as_count,
-    hash_files,
     named_few,
-    pick_one,
-    read_state,
     stale_error,
-    unknown_error,
-    write_state,
 )
+from spark_dedup.ids.generator import read_state, write_state
 from spark_dedup.ids.rows import ORIGIN, Entry, origin_rows, state_rows
 from spark_dedup.ids.turns import turn
 from spark_dedup.paths import is_local, normalise_path
@@ -61,7 +58,7 @@ class _Log(Protocol):
     def table(self, spark: SparkSession) -> DataFrame: ...
 
 
-class IdRegistry:
+class IdRegistry(BatchIds):
     """Gives every batch of files a contiguous range of ids, kept in a Delta table. Make one with ``open``.
 
     Any number of processes may register at once: ranges never overlap and leave no gap, and a process killed at
@@ -142,20 +139,6 @@ class IdRegistry:
         with self._lock:
             return self._log.next_id()
 
-    @staticmethod
-    def hash_files(files: Files) -> str:
-        """Return the key of a batch of files; their order counts."""
-        return hash_files(files)
-
-    def register_batch(self, files: Files, count: int) -> int:
-        """Return the first id of a batch, giving it ``count`` ids when it is new.
-
-        Raises:
-            StaleBatchError: the batch is known with another count.
-            InputError: ``count`` is negative or no int.
-        """
-        return self.register_batches([(files, count)])[0]
-
     def register_batches(self, batches: Iterable[tuple[Files, int]]) -> list[int]:
         """Return the first ids of many batches, registering all new ones in one commit.
 
@@ -207,18 +190,9 @@ class IdRegistry:
         with self._lock:
             return self._log.find(keys)
 
-    def get_batch_range(self, files: Files | None = None, key: str | None = None) -> tuple[int, int]:
-        """Return the first and last id of a batch, named by its files or its key.
-
-        Raises:
-            InputError: unless exactly one of ``files`` and ``key`` is given.
-            KeyError: the batch was never registered.
-        """
-        wanted = pick_one(files, key)
-        entry = self.lookup([wanted]).get(wanted)
-        if entry is None or wanted == ORIGIN:
-            raise unknown_error(files, key)
-        return entry.min_id, entry.max_id
+    def _range(self, key: str) -> tuple[int, int] | None:
+        entry = self.lookup([key]).get(key)
+        return None if entry is None or key == ORIGIN else (entry.min_id, entry.max_id)
 
     def to_disk(self, path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> None:
         """Write the registry as the JSON that ``IdGenerator`` and NeMo Curator read, through fsspec."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from spark_dedup.errors import InputError
-from spark_dedup.ids.generator import Batch
+from spark_dedup.ids.batches import Batch
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

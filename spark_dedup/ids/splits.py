@@ -21,8 +21,8 @@ import pyarrow as pa
 
 from spark_dedup.datasets import is_table_name
 from spark_dedup.errors import InputError
+from spark_dedup.ids.batches import named_few, stale_error
 from spark_dedup.ids.files import FileRange, path_of
-from spark_dedup.ids.generator import named_few, stale_error
 from spark_dedup.ids.rows import as_frame
 from spark_dedup.paths import filesystem, spark_path
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from spark_dedup.datasets import partition_root
 from spark_dedup.errors import InputError
-from spark_dedup.paths import spark_path
+from spark_dedup.paths import filesystem, spark_path
 from spark_dedup.tables import col, quote
 
 if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
     from pyspark.sql import DataFrame, SparkSession
 
     from spark_dedup.datasets import FileInfo, Source
@@ -54,6 +55,34 @@ def clone_without(
         )
     finally:
         spark.catalog.dropTempView(listed)
+    _drop_empty_files(target)
+
+
+def _drop_empty_files(folder: str) -> None:
+    """Delete the data file without rows that MERGE writes and no commit of a fresh clone names."""
+    import pyarrow.parquet as pq
+
+    fs, inner = filesystem(folder)
+    for path in fs.ls(inner, detail=False):
+        place, _, name = path.rpartition("/")
+        if not name.endswith(".parquet") or _is_named(fs, f"{inner}/_delta_log", name):
+            continue
+        with fs.open(path) as file:
+            is_empty = pq.read_metadata(file).num_rows == 0
+        if is_empty:
+            for left in (path, f"{place}/.{name}.crc"):  # Hadoop's checksum, on local disks
+                if fs.exists(left):
+                    fs.rm_file(left)
+
+
+def _is_named(fs: AbstractFileSystem, log: str, name: str) -> bool:
+    """Return whether a commit names a file; read by line, as a log of many files is large."""
+    for path in fs.ls(log, detail=False):
+        if path.endswith(".json"):
+            with fs.open(path) as commit:
+                if any(name.encode() in line for line in commit):
+                    return True
+    return False
 
 
 def view_query(

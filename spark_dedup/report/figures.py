@@ -17,6 +17,7 @@ __all__ = ["Doubt", "Figures", "Group", "collect_figures"]
 
 MEMBERS = 4
 BINS = 50
+SOURCES = 200
 EPS_GRID = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
 
 
@@ -119,9 +120,9 @@ def collect_figures(
             image_field=image_field,
             filetype=filetype,
         )
-        known = records.fetch(wanted - {None})
-        if not scored and image_field is None:
-            figures.shortest = records.shortest(groups, n_groups)
+        shortest = [] if scored or image_field else records.shortest(groups, n_groups)
+        known = records.fetch((wanted | {key for key, _ in shortest}) - {None})
+        figures.shortest = [(known.get(key, Record(str(key))), size) for key, size in shortest]
     except (InputError, FileNotFoundError) as error:
         if documents is not None:
             raise
@@ -153,10 +154,11 @@ def _sources(
 
     totals = run["documents_by_source"] or {}
     removed = rows.where(F.col("source").isNotNull()).groupBy("source").count()
-    counts = {row[0]: row[1] for row in removed.orderBy(F.col("count").desc()).limit(200).collect()}
+    counts = {row[0]: row[1] for row in removed.orderBy(F.col("count").desc()).limit(SOURCES).collect()}
     if not counts:
         return [], []
-    by_source = [(name, counts.get(name, 0), totals.get(name)) for name in dict.fromkeys([*counts, *totals])]
+    named = list(dict.fromkeys([*counts, *totals]))[:SOURCES]
+    by_source = [(name, counts.get(name, 0), totals.get(name)) for name in named]
     rows.createOrReplaceTempView("__spark_dedup_report_rows")
     try:
         query = source_pairs_query("SELECT * FROM __spark_dedup_report_rows", "SELECT map('', 1L)")

@@ -1,4 +1,4 @@
-"""Text as safe HTML, and two texts with their differences marked."""
+"""Text as safe HTML, two texts with their differences marked, shares as words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from difflib import SequenceMatcher
 from html import escape
 
-__all__ = ["diff", "safe", "unified"]
+__all__ = ["diff", "percent", "safe", "unified"]
 
 _TOKENS = re.compile(r"\w+|\s+|[^\w\s]")
 _LINE_BREAKS = "\n\t"
@@ -54,3 +54,8 @@ def _changes(kept: str, removed: str) -> Iterator[tuple[bool, str, str]]:
 
 def _wrapped(tag: str, html: str) -> str:
     return f"<{tag}>{html}</{tag}>" if html else ""
+
+
+def percent(share: float) -> str:
+    """Return a share as a percentage; a small one is never shown as none."""
+    return f"{share:.1%}" if share >= 0.001 or share == 0 else "under 0.1%"

@@ -80,18 +80,17 @@ class Records:
             r[0]: Record(str(r[0]), None, r[1], r[2], r[3] and bytes(r[3]), True) for r in shown.collect()
         }
 
-    def shortest(self, groups: DataFrame, n: int) -> list[tuple[Record, int]]:
-        """Return the survivors with the shortest texts and group sizes: the matches that say least."""
+    def shortest(self, groups: DataFrame, n: int) -> list[tuple[Any, int]]:
+        """Return ids of the survivors with the shortest texts, and group sizes: the matches that say least."""
         from pyspark.sql import functions as F
 
         sizes = groups.select(F.col("kept_id").alias("__kept"), F.col("count").alias("__removed"))
-        joined = self._df.select(col(self.id_field), col(self.text_field or "")).join(
-            sizes, col(self.id_field) == F.col("__kept")
-        )
-        length = F.coalesce(F.length(col(self.text_field or "")), F.lit(0))
-        rows = joined.orderBy(length, F.col("__removed").desc(), col(self.id_field)).limit(n)
-        taken = rows.select(col(self.id_field), *self._text(), F.col("__removed")).collect()
-        return [(Record(str(r[0]), None, r[1], r[2], None, True), r[3] + 1) for r in taken]
+        # The length is taken before the join, so that no text is shuffled.
+        length = F.coalesce(F.length(col(self.text_field or "").cast("string")), F.lit(0))
+        lengths = self._df.select(col(self.id_field).alias("__id"), length.alias("__length"))
+        joined = lengths.join(sizes, F.col("__id") == F.col("__kept"))
+        rows = joined.orderBy("__length", F.col("__removed").desc(), "__id").limit(n)
+        return [(r[0], r[1] + 1) for r in rows.select("__id", "__removed").collect()]
 
     def _text(self) -> list[Any]:
         from pyspark.sql import functions as F

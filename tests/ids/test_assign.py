@@ -13,7 +13,8 @@ from pyspark.sql import functions as F
 from spark_dedup.errors import InputError
 from spark_dedup.ids import assign
 from spark_dedup.ids.assign import documents, read_documents
-from spark_dedup.ids.generator import IdGenerator, StaleBatchError
+from spark_dedup.ids.batches import StaleBatchError
+from spark_dedup.ids.generator import IdGenerator
 from spark_dedup.ids.registry import IdRegistry
 from spark_dedup.tables import ID
 

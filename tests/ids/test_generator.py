@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from spark_dedup.errors import InputError
-from spark_dedup.ids.generator import IdGenerator, StaleBatchError
+from spark_dedup.ids.batches import StaleBatchError
+from spark_dedup.ids.generator import IdGenerator
 
 # Published with the contract: UUID version 5 in the URL namespace of the paths joined by ";".
 KEYS = [

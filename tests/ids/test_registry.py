@@ -9,8 +9,9 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from spark_dedup.errors import InputError
+from spark_dedup.ids.batches import Batch, StaleBatchError
 from spark_dedup.ids.delta_log import DeltaLog
-from spark_dedup.ids.generator import Batch, IdGenerator, StaleBatchError
+from spark_dedup.ids.generator import IdGenerator
 from spark_dedup.ids.registry import IdRegistry
 from spark_dedup.ids.rows import origin_rows
 from spark_dedup.ids.spark_log import SparkLog

@@ -1,0 +1,59 @@
+"""What the guides show, run as printed; only the catalog's name and /data are other ones."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from spark_dedup.cli import main
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def snippets(name, folder):
+    text = (DOCS / name).read_text("utf-8").replace("main.", "").replace("/data/", f"{folder}/")
+    return re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)
+
+
+def statements(sql):
+    lines = [line.partition("--")[0] for line in sql.splitlines()]
+    return [part.strip() for part in "\n".join(lines).split(";") if part.strip()]
+
+
+@pytest.fixture
+def schemas(spark):
+    for schema in ("dedup", "text"):
+        spark.sql(f"CREATE SCHEMA {schema}")
+    yield
+    for schema in ("dedup", "text"):
+        spark.sql(f"DROP SCHEMA {schema} CASCADE")
+
+
+def test_ledger(spark, schemas, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spark.range(9).selectExpr(
+        "id", "string(id % 6) AS text", "if(id < 6, 'books', 'web') AS source"
+    ).write.format("delta").saveAsTable("text.docs")
+    names, last, ran = {"spark": spark}, None, []
+    for kind, body in snippets("ledger.md", tmp_path):
+        ran.append(kind)
+        if kind == "python":
+            exec(body, names)
+        elif kind == "bash":
+            with pytest.raises(SystemExit) as ended:
+                main(body.split()[1:])
+            assert ended.value.code == 0, body
+        else:
+            for statement in statements(body):
+                last = spark.sql(statement)
+                last.collect()
+    assert {kind: ran.count(kind) for kind in ran} == {"python": 5, "bash": 2, "sql": 2}
+    assert names["result"]["num_duplicates"] == 3
+    assert sorted(r[0] for r in spark.table("text.clean").select("id").collect()) == [0, 1, 2, 3, 4, 5]
+    pairs = spark.table("dedup.v_source_pairs").collect()
+    assert [(r["source_a"], r["source_b"], r["fraction_of_a"]) for r in pairs] == [
+        ("books", "web", 0.5),
+        ("web", "books", 1.0),
+    ]
+    assert sorted(r["id"] for r in spark.table("dedup.dups").collect()) == [6, 7, 8]
+    assert "3</b> of 9 records" in (tmp_path / "report.html").read_text("utf-8")
