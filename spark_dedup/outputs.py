@@ -126,7 +126,9 @@ def _take(lock: str, path: str) -> int | None:
             continue
         except FileExistsError:
             if os.path.lexists(os.path.dirname(lock)) and not os.path.isdir(os.path.dirname(lock)):
-                raise NotADirectoryError(f"{os.path.dirname(lock)} is a file: choose another output") from None
+                raise NotADirectoryError(
+                    f"{os.path.dirname(lock)} is a file: choose another output"
+                ) from None
             continue  # made and removed again by another job while we looked
         except PermissionError as error:
             raise PermissionError(
