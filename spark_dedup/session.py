@@ -146,6 +146,8 @@ def _local_settings(version: str, device: str, master: str | None) -> dict[str, 
         # Half of the machine for the JVM: Python workers and the page cache need the rest.
         "spark.driver.memory": f"{max(1, min(48, _total_memory_gib() // 2))}g",
         "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile=file:{here / 'log4j2.properties'}",
+        # A few tasks of 128 MB would leave cores idle at the end of a stage.
+        "spark.sql.files.maxPartitionBytes": "32m",
         # Enough for skew, few enough for small input; adaptive execution merges what is small.
         "spark.sql.shuffle.partitions": str(max(16, 4 * cores)),
         # Delta replays its log with 50 tasks by default: seconds of overhead on one machine.

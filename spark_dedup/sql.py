@@ -84,7 +84,7 @@ def create_views(
                 spark.sql(f"DROP VIEW IF EXISTS {names[new]}")
             raise InputError(f"could not create the view {name}: {first_line(error)}") from error
         made.append(kind)
-    if len(parts) < 3 and spark.conf.get("spark.sql.catalogImplementation", "") == "in-memory":
+    if len(parts) < 3 and spark.conf.get("spark.sql.catalogImplementation", "in-memory") == "in-memory":
         logger.warning("the views end with this session: its catalog is in memory, no metastore keeps them")
     return list(names.values())
 

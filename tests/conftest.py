@@ -9,6 +9,9 @@ import pytest
 
 from spark_dedup.session import build_session
 
+# Tests are many short jobs in young JVMs: the second compiler and parallel collectors cost more than they give.
+os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+
 TEST_CONF = {
     "spark.sql.shuffle.partitions": "4",  # test data is tiny: more partitions are only overhead
     "spark.default.parallelism": "2",

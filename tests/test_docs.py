@@ -22,10 +22,10 @@ def statements(sql):
 
 @pytest.fixture
 def schemas(spark):
-    for schema in ("dedup", "text"):
+    for schema in ("dedup", "corpus"):
         spark.sql(f"CREATE SCHEMA {schema}")
     yield
-    for schema in ("dedup", "text"):
+    for schema in ("dedup", "corpus"):
         spark.sql(f"DROP SCHEMA {schema} CASCADE")
 
 
@@ -33,7 +33,7 @@ def test_ledger(spark, schemas, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     spark.range(9).selectExpr(
         "id", "string(id % 6) AS text", "if(id < 6, 'books', 'web') AS source"
-    ).write.format("delta").saveAsTable("text.docs")
+    ).write.format("delta").saveAsTable("corpus.docs")
     names, last, ran = {"spark": spark}, None, []
     for kind, body in snippets("ledger.md", tmp_path):
         ran.append(kind)
@@ -49,8 +49,8 @@ def test_ledger(spark, schemas, tmp_path, monkeypatch):
                 last.collect()
     assert {kind: ran.count(kind) for kind in ran} == {"python": 5, "bash": 2, "sql": 2}
     assert names["result"]["num_duplicates"] == 3
-    assert sorted(r[0] for r in spark.table("text.clean").select("id").collect()) == [0, 1, 2, 3, 4, 5]
-    pairs = spark.table("dedup.v_source_pairs").collect()
+    assert sorted(r[0] for r in spark.table("corpus.clean").select("id").collect()) == [0, 1, 2, 3, 4, 5]
+    pairs = spark.table("dedup.v_source_pairs").orderBy("source_a").collect()
     assert [(r["source_a"], r["source_b"], r["fraction_of_a"]) for r in pairs] == [
         ("books", "web", 0.5),
         ("web", "books", 1.0),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from spark_dedup.datasets import partition_root
 from spark_dedup.errors import InputError
 from spark_dedup.paths import filesystem, spark_path
+from spark_dedup.session import settings
 from spark_dedup.tables import col, quote
 
 if TYPE_CHECKING:
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
     from spark_dedup.datasets import FileInfo, Source
 
 __all__ = ["check_flat", "check_folder", "clone_without", "relation", "view_query"]
+
+
+_MERGE_SETTINGS = {
+    # The list is files that nobody changes meanwhile; Delta would copy it first, lest it differ when read again.
+    "spark.databricks.delta.merge.materializeSource": "none",
+}
 
 
 def clone_without(
@@ -45,14 +52,18 @@ def clone_without(
         InputError: for a source that cannot be cloned.
     """
     clone = f"delta.{quote(target)}"
-    spark.sql(f"CREATE TABLE {clone} SHALLOW CLONE {relation(source)}")
-    spark.sql(f"ALTER TABLE {clone} SET TBLPROPERTIES ('delta.enableDeletionVectors' = 'true')")
+    spark.sql(
+        f"CREATE TABLE {clone} SHALLOW CLONE {relation(source)} "
+        "TBLPROPERTIES ('delta.enableDeletionVectors' = 'true')"
+    )
     listed = f"__spark_dedup_listed_{uuid.uuid4().hex}"
-    duplicates.select(col(duplicate_id_field).alias("id")).distinct().createOrReplaceTempView(listed)
+    duplicates.select(col(duplicate_id_field).alias("id")).createOrReplaceTempView(listed)
     try:
-        spark.sql(
-            f"MERGE INTO {clone} AS t USING {listed} AS d ON t.{quote(id_field)} = d.id WHEN MATCHED THEN DELETE"
-        )
+        with settings(spark, _MERGE_SETTINGS, reason="delta-clone"):
+            spark.sql(
+                f"MERGE INTO {clone} AS t USING {listed} AS d ON t.{quote(id_field)} = d.id "
+                "WHEN MATCHED THEN DELETE"
+            )
     finally:
         spark.catalog.dropTempView(listed)
     _drop_empty_files(target)

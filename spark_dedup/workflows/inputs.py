@@ -184,8 +184,9 @@ def base_of(files: Sequence[FileInfo], source: Source) -> dict[str, str]:
 def check_unique_ids(spark: SparkSession, df: DataFrame, id_field: str) -> int:
     """Check that a column holds each value once and no null; return the number of rows.
 
-    Reads that column alone. Integers that lie close together are counted in bitmaps, which are small and need no
-    exchange to speak of; others are grouped.
+    Reads that column alone. Integers that count up through each piece of a file are proved unique by their ranges;
+    others that lie close together are counted in bitmaps, which are small and need no exchange to speak of; the
+    rest are grouped.
 
     Raises:
         InputError: with the number of nulls, or up to five of the repeated ids.
@@ -194,17 +195,17 @@ def check_unique_ids(spark: SparkSession, df: DataFrame, id_field: str) -> int:
 
     ids = df.select(col(id_field).alias("id"))
     integer = dict(ids.dtypes)["id"] in ("tinyint", "smallint", "int", "bigint")
-    bounds = [F.min("id"), F.max("id")] if integer else [F.lit(None), F.lit(None)]
-    row = ids.agg(F.count(F.lit(1)), F.count("id"), *bounds).first()
-    total, present, low, high = row or (0, 0, None, None)
+    found = _ranges(ids) if integer else ids.agg(F.count(F.lit(1)), F.count("id"))
+    row: Any = found.first()
+    total, present, *more = row
     if present < total:
         raise InputError(
             f"id column {id_field!r} has {total - present} null(s) in {total} rows: fill or drop them"
         )
-    if not total:
-        return 0
+    if not total or (integer and more[2]):
+        return int(total)
     plugin = "SQLPlugin" in (spark.conf.get("spark.plugins", "") or "")  # bitmaps would leave the GPU
-    if integer and not plugin and int(high or 0) - int(low or 0) < 64 * total:
+    if integer and not plugin and more[1] - more[0] < 64 * total:
         buckets = ids.select(
             F.expr("bitmap_bucket_number(id)").alias("bucket"),
             F.expr("bitmap_bit_position(id)").alias("position"),
@@ -220,6 +221,44 @@ def check_unique_ids(spark: SparkSession, df: DataFrame, id_field: str) -> int:
         shown = ", ".join(str(row["id"]) for row in repeated)
         raise InputError(f"id column {id_field!r} has duplicate ids, such as {shown}: make them unique")
     return int(total)
+
+
+def _ranges(ids: DataFrame) -> DataFrame:
+    """Return one row: rows, ids that are not null, the least, the greatest, and whether ranges prove them unique.
+
+    A piece whose ids grow as its rows do has each of its range once; ranges that do not meet share none.
+    """
+    from pyspark.sql import Window
+    from pyspark.sql import functions as F
+
+    number = F.col("id").cast("bigint")
+    small = number.between(-(1 << 61), 1 << 61)  # beyond, the difference might not fit
+    pieces = (
+        ids.select(
+            number.alias("id"),
+            F.when(small, number - F.monotonically_increasing_id()).alias("first"),
+            F.spark_partition_id().alias("task"),
+            F.input_file_name().alias("file"),
+            F.input_file_block_start().alias("start"),
+        )
+        .groupBy("task", "file", "start")
+        .agg(
+            F.count(F.lit(1)).alias("rows"),
+            F.count("id").alias("present"),
+            F.min("id").alias("low"),
+            F.max("id").alias("high"),
+            ((F.count("first") == F.count(F.lit(1))) & (F.min("first") == F.max("first"))).alias("grows"),
+        )
+    )
+    before = F.lag("high").over(Window.partitionBy(F.lit(0)).orderBy("low"))
+    apart = F.coalesce(before < F.col("low"), F.lit(True))
+    return pieces.withColumn("proved", F.col("grows") & apart).agg(
+        F.coalesce(F.sum("rows"), F.lit(0)),
+        F.coalesce(F.sum("present"), F.lit(0)),
+        F.min("low"),
+        F.max("high"),
+        F.min("proved"),
+    )
 
 
 def check_size(size: int | str) -> int:

@@ -17,7 +17,7 @@ def test_only_empty_files_that_no_commit_names_go(spark, tmp_path):
     assert sorted(r[0] for r in clone.collect()) == [0, 1, 2, 5, 6, 7, 8, 9]
     assert not list(target.glob("*.parquet"))
 
-    spark.range(20, 21).write.format("delta").mode("append").save(str(target))
+    spark.range(20, 21).coalesce(1).write.format("delta").mode("append").save(str(target))
     named = {p.name for p in target.glob("*.parquet")}
     pq.write_table(pa.table({"id": pa.array([], pa.int64())}), target / "part-0-empty.parquet")
     pq.write_table(pa.table({"id": [1]}), target / "part-0-rows.parquet")

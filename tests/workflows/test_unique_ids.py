@@ -1,0 +1,74 @@
+"""Ids are unique or named: whatever the order, the files and the size of the numbers."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from spark_dedup.errors import InputError
+from spark_dedup.workflows.inputs import check_unique_ids
+
+BIG = (1 << 63) - 1
+
+
+def write(folder: Path, files, type_=None):
+    folder.mkdir()
+    type_ = type_ or pa.int64()
+    for number, ids in enumerate(files):
+        table = pa.table({"id": pa.array(ids, type_)})
+        pq.write_table(table, folder / f"{number}.parquet", row_group_size=3)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        [[0, 1, 2, 3, 4, 5, 6, 7], [8, 9, 10]],  # counting up
+        [[8, 9, 10], [0, 1, 2, 3], []],
+        [[5, 3, 9], [1, 0, 40]],  # close together, in no order
+        [[-BIG - 1, BIG], [0, BIG - 1]],  # at the ends of what fits
+        [[10**12, 5], [-(10**15)]],  # far apart
+        [[7]],
+        [[], []],
+    ],
+)
+@pytest.mark.parametrize("split", [1 << 27, 60])
+def test_unique(spark, tmp_path, files, split):
+    before = spark.conf.get("spark.sql.files.maxPartitionBytes")
+    spark.conf.set("spark.sql.files.maxPartitionBytes", str(split))
+    try:
+        df = spark.read.schema("id bigint").parquet(write(tmp_path / "ids", files))
+        assert check_unique_ids(spark, df, "id") == sum(map(len, files))
+    finally:
+        spark.conf.set("spark.sql.files.maxPartitionBytes", before)
+
+
+@pytest.mark.parametrize(
+    ("files", "shown"),
+    [
+        ([[0, 1, 2, 3], [3, 4, 5]], "3:"),  # ranges that meet
+        ([[0, 1, 2, 3, 4, 5], [2, 3]], "2, 3:"),  # a range inside another
+        ([[4, 5, 6], [4, 5, 6]], "4, 5, 6:"),
+        ([[1, 1], [2, 3]], "1:"),
+        ([[BIG, 0], [BIG]], f"{BIG}:"),
+        ([[0, 1, 2], [9, 10], [1, 2], [20]], "1, 2:"),
+    ],
+)
+def test_repeated_ids_are_named(spark, tmp_path, files, shown):
+    df = spark.read.parquet(write(tmp_path / "ids", files))
+    with pytest.raises(InputError, match=f"has duplicate ids, such as {shown}"):
+        check_unique_ids(spark, df, "id")
+
+
+def test_nulls_are_counted(spark, tmp_path):
+    df = spark.read.parquet(write(tmp_path / "ids", [[None, None], [0, 1, None]], pa.int32()))
+    with pytest.raises(InputError, match=r"has 3 null\(s\) in 5 rows"):
+        check_unique_ids(spark, df, "id")
+
+
+def test_a_frame_that_reads_no_file(spark):
+    assert check_unique_ids(spark, spark.range(100).repartition(3), "id") == 100
+    twice = spark.range(5).union(spark.range(4, 6))
+    with pytest.raises(InputError, match="such as 4:"):
+        check_unique_ids(spark, twice, "id")
