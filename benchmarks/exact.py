@@ -7,6 +7,7 @@ removal with it; everything else needs the development environment only.
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -124,12 +125,7 @@ def main():
         print(f"| {name} | {median:.2f} s | {spread} | {median / floor:.2f} |")
     if args.peer_python:
         ours = removal_seconds(spark, docs, work, args.rounds)
-        theirs = json.loads(
-            subprocess.run(
-                [args.peer_python, HERE / "peer_removal.py", docs, work, str(args.rounds)],
-                capture_output=True, text=True, check=True,
-            ).stdout.splitlines()[-1]
-        )  # fmt: skip
+        theirs = peer_removal_seconds(args.peer_python, docs, work, args.rounds)
         print(f"| NeMo Curator removal ÷ ours | {theirs:.2f} s ÷ {ours:.2f} s | {theirs / ours:.2f} |")
     spark.stop()
 
@@ -195,6 +191,16 @@ def removal_seconds(spark, docs, work, rounds):
         ).run(spark)  # fmt: skip
 
     return timed({"remove": remove}, rounds)[0]["remove"]
+
+
+def peer_removal_seconds(python, docs, work, rounds):
+    """Its own Python finds its own commands, such as ray, beside itself."""
+    path = f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"
+    ran = subprocess.run(
+        [python, HERE / "peer_removal.py", docs, work, str(rounds)],
+        stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "PATH": path},
+    )  # fmt: skip
+    return json.loads(ran.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """NeMo Curator's text removal, timed inside its own Python: documents, work folder, rounds → median seconds."""
 
+import os
 import shutil
 import statistics
 import sys
@@ -11,7 +12,8 @@ from nemo_curator.stages.text.deduplication.removal_workflow import TextDuplicat
 
 def main():
     docs, work, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    client = RayClient()
+    # Its pipeline asks for 3.5 logical cores before it starts.
+    client = RayClient(num_cpus=max(8, os.cpu_count() or 1))
     client.start()
     seconds = []
     for number in range(rounds + 1):
