@@ -306,7 +306,8 @@ def job_progress(spark: SparkSession, description: str) -> Iterator[None]:
 
 def _in_notebook() -> bool:
     ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
+    asked = getattr(ipython, "get_ipython", None)  # absent while another thread still imports IPython
+    shell = asked() if asked else None
     return shell is not None and hasattr(shell, "kernel")
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 10
+_ALL_HERE = "all here"
 
 
 class Peers(Protocol):
@@ -121,22 +122,24 @@ def connect(context: BarrierTaskContext) -> Iterator[Peers]:
         offer = f"{listener.getsockname()[1]}:{secrets.token_hex(32)}" if listener else ""
         port, secret = context.allGather(offer)[0].split(":")
         connections: list[Connection[Any, Any]] = []
-        failed = ""
+        # The sockets tell by themselves whether all are there: another allGather would cost its polling second.
+        peers: Peers = Star(rank, len(hosts), connections)
         try:
             if listener:
                 connections += accept(listener, len(hosts) - 1, secret.encode())
+                for connection in connections:
+                    connection.send(_ALL_HERE)
             else:
                 connections.append(dial((hosts[0], int(port)), rank, secret.encode()))
+                connections[0].recv()
         except (OSError, EOFError, AuthenticationError) as error:
-            failed = f"task {rank}: {error}"
+            logger.warning("task %d: no way to the others (%s): exchanging through the driver", rank, error)
+            for connection in connections:
+                connection.close()
+            peers = Gathering(context)
         for connection in connections:
-            stack.enter_context(connection)
-        failures = [text for text in context.allGather(failed) if text]
-        if failures:
-            logger.warning("tasks cannot reach each other (%s): exchanging through the driver", failures[0])
-            yield Gathering(context)
-        else:
-            yield Star(rank, len(hosts), connections)
+            stack.callback(connection.close)
+        yield peers
 
 
 def _hosts(context: BarrierTaskContext) -> list[str]:
@@ -164,11 +167,16 @@ def accept(
     """Return ``count`` connections in the order of the ranks that the callers give."""
     listener.settimeout(timeout)
     by_rank: dict[int, Connection[Any, Any]] = {}
-    while len(by_rank) < count:
-        connection = _wrap(listener.accept()[0])
-        deliver_challenge(connection, secret)
-        answer_challenge(connection, secret)
-        by_rank[connection.recv()] = connection
+    try:
+        while len(by_rank) < count:
+            connection = _wrap(listener.accept()[0])
+            deliver_challenge(connection, secret)
+            answer_challenge(connection, secret)
+            by_rank[connection.recv()] = connection
+    except BaseException:  # those who are here must not wait for an answer
+        for connection in by_rank.values():
+            connection.close()
+        raise
     return [by_rank[rank] for rank in sorted(by_rank)]
 
 
