@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from spark_dedup.errors import InputError, first_line
 from spark_dedup.paths import Location, exists, filesystem, is_local, normalise_path, spark_path
@@ -26,6 +27,7 @@ __all__ = [
     "is_table_name",
     "list_files",
     "partition_root",
+    "partition_values",
     "read_dataset",
     "read_files",
 ]
@@ -272,6 +274,15 @@ def read_files(
 def partition_root(files: Sequence[FileInfo], source: Source) -> str | None:
     """Return Spark's ``basePath`` for reading some files of a source; None when no folder names partition them."""
     return spark_path(source.names[0]) if _partitioned(files, source.names) else None
+
+
+def partition_values(file: FileInfo, source: Source) -> dict[str, str | None]:
+    """Return what the folders named ``column=value`` above a file say, as Spark writes it."""
+    named = [part.partition("=")[::2] for part in _below(file.path, source.names)]
+    return {
+        unquote(name): None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value)
+        for name, value in named
+    }
 
 
 def _partitioned(files: Sequence[FileInfo], roots: Sequence[str]) -> bool:

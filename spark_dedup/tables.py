@@ -10,7 +10,7 @@ from pyspark.sql import functions as F
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
-__all__ = ["ID", "LEDGER_COLUMNS", "col", "quote", "require_columns"]
+__all__ = ["ID", "LEDGER_COLUMNS", "col", "hidden_metadata", "quote", "require_columns"]
 
 ID = "_curator_dedup_id"
 
@@ -26,6 +26,11 @@ def quote(name: str) -> str:
 def col(name: str) -> Column:
     """Return the top-level column called exactly ``name``, whatever characters it holds."""
     return F.col(quote(name))
+
+
+def hidden_metadata(df: DataFrame) -> str:
+    """Return the name of Spark's hidden column of a scan; it has one more underscore when the files have one."""
+    return "__metadata" if "_metadata" in df.columns else "_metadata"
 
 
 def require_columns(df: DataFrame | Sequence[str], names: Sequence[str], *, where: str) -> None:

@@ -29,7 +29,7 @@ from spark_dedup.ids.splits import (
     small_table,
     split_table,
 )
-from spark_dedup.tables import ID, col
+from spark_dedup.tables import ID, col, hidden_metadata
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
@@ -219,8 +219,7 @@ def _by_row_index(
     """Number the rows of a parquet or Delta scan by the place that Spark's reader tells."""
     from pyspark.sql import functions as F
 
-    # Spark puts a second underscore before its hidden column when the files have one of that name.
-    hidden = "__metadata" if "_metadata" in df.columns else "_metadata"
+    hidden = hidden_metadata(df)
     columns = [col(name) for name in kept]
     rows = df.select(
         *columns, F.col(f"{hidden}.file_path").alias(PATH), F.col(f"{hidden}.row_index").alias(ROW)

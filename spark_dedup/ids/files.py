@@ -16,6 +16,7 @@ from spark_dedup.ids.generator import IdGenerator
 from spark_dedup.ids.registry import IdRegistry, changes
 from spark_dedup.ids.rows import Entry
 from spark_dedup.paths import filesystem, is_local, normalise_path
+from spark_dedup.tables import hidden_metadata
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -163,9 +164,8 @@ def has_row_index(df: DataFrame) -> bool:
     """Return whether a scan tells each row's place in its file; Delta's does where rows may be deleted in place."""
     from pyspark.errors import AnalysisException
 
-    hidden = "__metadata" if "_metadata" in df.columns else "_metadata"
     try:
-        return bool(df.select(f"{hidden}.row_index").columns)
+        return bool(df.select(f"{hidden_metadata(df)}.row_index").columns)
     except AnalysisException:
         return False
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from spark_dedup.datasets import FileInfo, Source
 
-__all__ = ["check_flat", "check_folder", "clone_without", "relation", "view_query"]
+__all__ = ["check_flat", "clone_without", "relation", "view_query"]
 
 
 _MERGE_SETTINGS = {
@@ -36,13 +36,13 @@ def clone_without(
     id_field: str,
     duplicate_id_field: str,
 ) -> None:
-    """Clone a dataset to the folder ``target`` and hide the listed rows behind deletion vectors.
+    """Clone a Delta table to the folder ``target`` and hide the listed rows behind deletion vectors.
 
     The source is untouched, and no data file is written: the clone's log points to the source's files.
 
     Args:
         spark: a session with Delta.
-        source: Delta path, table, or one folder of parquet files.
+        source: Delta path or table.
         duplicates: list of ids.
         target: folder of the clone.
         id_field: id column of the source.
@@ -133,16 +133,6 @@ def check_flat(files: Sequence[FileInfo], source: Source) -> None:
     deep = next((f.path for f in files if f.path.rsplit("/", 1)[0] not in source.names), None)
     if deep is not None and deep not in source.names:
         raise InputError(f"SQL would not find {deep}, which lies deeper than {source}: name its own folder")
-
-
-def check_folder(files: Sequence[FileInfo], source: Source) -> None:
-    """Check that a clone is made of a folder: Delta fails obscurely on a single file.
-
-    Raises:
-        InputError: naming the file.
-    """
-    if source.names[0] in {file.path for file in files}:
-        raise InputError(f"{source} is one file, and a delta-clone is made of a folder: name its folder")
 
 
 def relation(source: Source, filetype: str = "parquet") -> str:

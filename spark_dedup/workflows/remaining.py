@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ from spark_dedup.datasets import list_files
 from spark_dedup.errors import InputError
 from spark_dedup.footers import parquet_footers
 from spark_dedup.paths import is_local, move, spark_path
+from spark_dedup.removal.vectors import NAMES_TO_MAP, nested_names
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -27,8 +27,6 @@ __all__ = [
 _ENDINGS = {"jsonl": ".json", "parquet": ".parquet"}
 """How Spark ends the files it writes."""
 _MAPPING = {"delta.columnMapping.mode": "name"}
-_AWKWARD = re.compile(r"[ ,;{}()\n\t=]")
-"""Characters that Delta takes in column names only with column mapping."""
 
 
 def save(
@@ -45,15 +43,7 @@ def save(
 
 
 def _mapping(df: DataFrame) -> dict[str, str]:
-    return _MAPPING if _AWKWARD.search("".join(_names(df.schema))) else {}
-
-
-def _names(kind: Any) -> list[str]:
-    inner = [getattr(kind, part) for part in ("elementType", "keyType", "valueType") if hasattr(kind, part)]
-    below = [(f.name, f.dataType) for f in getattr(kind, "fields", [])]
-    return [n for name, child in below for n in (name, *_names(child))] + [
-        n for c in inner for n in _names(c)
-    ]
+    return _MAPPING if NAMES_TO_MAP.search("".join(nested_names(df.schema))) else {}
 
 
 def count_written(spark: SparkSession, folder: str, *, filetype: str) -> int:

@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from spark_dedup.datasets import FileInfo, Source, is_table_name, read_dataset
+from spark_dedup.datasets import FileInfo, Named, Source, is_table_name, read_dataset
 from spark_dedup.errors import InputError
-from spark_dedup.ids.assign import documents
+from spark_dedup.ids.assign import Documents, documents
+from spark_dedup.ids.files import FileRange
 from spark_dedup.ids.generator import IdGenerator
 from spark_dedup.ids.registry import IdRegistry
 from spark_dedup.names import quote_name, split_name
 from spark_dedup.outputs import check_output
 from spark_dedup.paths import exists, normalise_path
-from spark_dedup.removal.delta import check_flat, check_folder, relation
+from spark_dedup.removal.delta import check_flat, relation
 from spark_dedup.removal.text import check_id_types
 from spark_dedup.session import require_delta
 from spark_dedup.tables import ID, require_columns
@@ -23,6 +24,7 @@ from spark_dedup.workflows.remaining import check_view_name
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.types import StructType
 
     from spark_dedup.workflows.removal import TextDuplicatesRemovalWorkflow
 
@@ -36,6 +38,7 @@ __all__ = [
     "is_there",
     "listed_ids",
     "names_table",
+    "ranges_of",
     "table_name",
 ]
 
@@ -94,15 +97,25 @@ def _check_shown(job: TextDuplicatesRemovalWorkflow) -> None:
             f"output_filetype {job.output_filetype!r} shows the input as it is: leave {', '.join(asked)} out, "
             "or write parquet, jsonl or delta"
         )
+    if job.output_filetype == "view":
+        _check_ids_are_columns(job)
+    if job.output_filetype == "delta-clone" and job.input_filetype == "jsonl":
+        raise InputError("a delta-clone is made of parquet files or a Delta table, not of JSON lines")
+    if job.output_filetype == "view":
+        split_name(str(job.output_path))
+
+
+def _check_ids_are_columns(job: TextDuplicatesRemovalWorkflow) -> None:
+    """Check that the ids are a column of the input, where nothing but SQL will look at it.
+
+    Raises:
+        InputError: they are made on the way.
+    """
     if _ids_are_made(job):
         raise InputError(
             f"output_filetype {job.output_filetype!r} shows the input as it is, so the ids must be "
             "one of its columns: write parquet with assigned ids first, or name id_field"
         )
-    if job.output_filetype == "delta-clone" and job.input_filetype == "jsonl":
-        raise InputError("a delta-clone is made of parquet files or a Delta table, not of JSON lines")
-    if job.output_filetype == "view":
-        split_name(str(job.output_path))
 
 
 def names_table(job: TextDuplicatesRemovalWorkflow) -> bool:
@@ -203,12 +216,11 @@ def _check_target(
         check_view_name(spark, table_name(job))
     if job.output_filetype in ("delta", "delta-clone"):
         require_delta(spark)
-    if job.output_filetype in ("view", "delta-clone"):
+    if job.output_filetype == "delta-clone" and found.source.kind != "files":
+        _check_ids_are_columns(job)
+    if job.output_filetype == "view":
         relation(found.source)
         check_flat(found.files, found.source)
-    if job.output_filetype == "delta-clone":
-        check_folder(found.files, found.source)
-    if job.output_filetype == "view":
         relation(listed.source)
         check_flat(listed.files, listed.source)
     if job.input_task_limit is not None and found.source.kind != "files":
@@ -220,6 +232,11 @@ def _check_columns(
 ) -> None:
     from pyspark.sql import functions as F
 
+    if job.output_filetype == "delta-clone" and "_metadata" in df.columns:
+        raise InputError(
+            f"{found.source} has a column '_metadata', which Delta cannot read beside deletion vectors: write "
+            "parquet or delta"
+        )
     probe = df
     if _ids_are_made(job):
         probe = df.select(F.lit(0).cast("bigint").alias(ID))
@@ -247,6 +264,13 @@ def documents_of(
     return _read(job, spark, found) if _ids_are_made(job) else found.df
 
 
+def ranges_of(
+    job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: RemovalInput
+) -> list[FileRange] | None:
+    """Return the id range of each file where ids are made on the way, else None."""
+    return _made(job, spark, found, job.input_path).files if _ids_are_made(job) else None
+
+
 def _read(
     job: TextDuplicatesRemovalWorkflow,
     spark: SparkSession,
@@ -255,26 +279,39 @@ def _read(
     options: Mapping[str, str] | None = None,
 ) -> DataFrame:
     source = job.input_path if paths is None else paths
-    read_kwargs = {**(job.input_kwargs or {}), **(options or {})}
-    schema = found.df.schema if found.source.kind == "files" else None
-    if not _ids_are_made(job):
-        return read_input(
-            spark,
-            source,
-            filetype=job.input_filetype,
-            columns=_columns(job),
-            read_kwargs=read_kwargs,
-            extensions=job.input_file_extensions,
-            on_bad_lines=job.on_bad_lines,
-            schema=schema,
-        )[0]
+    if _ids_are_made(job):
+        return _made(job, spark, found, source, options).df
+    return read_input(
+        spark,
+        source,
+        filetype=job.input_filetype,
+        columns=_columns(job),
+        read_kwargs={**(job.input_kwargs or {}), **(options or {})},
+        extensions=job.input_file_extensions,
+        on_bad_lines=job.on_bad_lines,
+        schema=_schema(found),
+    )[0]
+
+
+def _schema(found: RemovalInput) -> StructType | None:
+    return found.df.schema if found.source.kind == "files" else None
+
+
+def _made(
+    job: TextDuplicatesRemovalWorkflow,
+    spark: SparkSession,
+    found: RemovalInput,
+    source: Named,
+    options: Mapping[str, str] | None = None,
+) -> Documents:
+    """Return documents whose ids the registry knows."""
     ids: IdGenerator | IdRegistry
     if job.id_generator_path is not None:
         ids = IdGenerator.from_disk(str(job.id_generator_path), job.id_generator_storage_options)
     else:
         ids = IdRegistry.open(spark, job.registry or "")
 
-    def read(blocksize: int | str | None, files_per_partition: int | None) -> DataFrame:
+    def read(blocksize: int | str | None, files_per_partition: int | None) -> Documents:
         return documents(
             spark,
             source,
@@ -282,13 +319,13 @@ def _read(
             registry=ids,
             columns=job.input_fields,
             on_bad_lines=job.on_bad_lines,
-            read_kwargs=read_kwargs,
+            read_kwargs={**(job.input_kwargs or {}), **(options or {})},
             extensions=job.input_file_extensions,
             register_new=False,
             blocksize=blocksize,
             files_per_partition=files_per_partition,
-            schema=schema,
-        ).df
+            schema=_schema(found),
+        )
 
     try:
         return read(job.input_blocksize, job.input_files_per_partition)

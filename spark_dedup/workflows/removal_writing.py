@@ -11,6 +11,7 @@ from spark_dedup.paths import delete, spark_path
 from spark_dedup.removal import passes
 from spark_dedup.removal.delta import clone_without, view_query
 from spark_dedup.removal.text import count_documents, count_listed, remove_duplicates
+from spark_dedup.removal.vectors import clone_files, hidden_by_id, hidden_by_range
 from spark_dedup.session import job_progress
 from spark_dedup.tables import col
 from spark_dedup.workflows.remaining import (
@@ -28,6 +29,7 @@ from spark_dedup.workflows.removal_inputs import (
     is_grouped,
     listed_ids,
     names_table,
+    ranges_of,
     table_name,
 )
 
@@ -86,6 +88,8 @@ def _write_aside(
 ) -> tuple[int, int]:
     if job.output_filetype == "delta-clone":
         with job_progress(spark, "hiding duplicates in a clone"):
+            if found.source.kind == "files":
+                return _clone_files(job, spark, found, listed, aside)
             counts = _count(job, spark, found, found.df, listed)
             clone_without(spark, found.source, listed, aside, **fields_of(job))
             return counts
@@ -97,6 +101,22 @@ def _write_aside(
     with job_progress(spark, "writing the documents that remain"):
         _save(job, remove_duplicates(docs, listed, **fields_of(job)), aside)
     return counts
+
+
+def _clone_files(
+    job: TextDuplicatesRemovalWorkflow,
+    spark: SparkSession,
+    found: RemovalInput,
+    listed: DataFrame,
+    aside: str,
+) -> tuple[int, int]:
+    ranges = ranges_of(job, spark, found)
+    if ranges is None:
+        hidden = hidden_by_id(found.df, listed, **fields_of(job))
+    else:
+        hidden = hidden_by_range(listed, ranges, duplicate_id_field=job.duplicate_id_field)
+    urls = match_urls(found.df.inputFiles(), [file.path for file in found.files])
+    return clone_files(found.files, found.source, aside, schema=found.df.schema, urls=urls, hidden=hidden)
 
 
 def _limited(job: TextDuplicatesRemovalWorkflow, found: RemovalInput) -> list[FileInfo] | None:

@@ -185,13 +185,6 @@ def test_removal_refuses(spark, tmp_path):
     refuse(InputError, "holds the input", output_path=tmp_path, output_mode="overwrite", id_field="text")
     refuse(InputError, "has another schema", output_filetype="view", output_path="v", id_field="text",
            input_path=[tmp_path / "in", tmp_path / "ids"])  # fmt: skip
-    one_file = {"input_path": tmp_path / "in" / "0.parquet", "id_field": "text"}
-    refuse(
-        InputError,
-        "is one file, and a delta-clone is made of a folder",
-        output_filetype="delta-clone",
-        **one_file,
-    )
     assert sorted(os.listdir(tmp_path)) == before
 
 

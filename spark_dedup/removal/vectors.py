@@ -1,0 +1,295 @@
+"""A Delta table over parquet files as they lie, its listed rows hidden by deletion vectors, in a single commit.
+
+The log is written as the Delta protocol has it (PROTOCOL.md: *Deletion Vectors*, *Deletion Vector Format*, *Column
+Mapping*), because Delta's own commands take some fifty jobs for the same: clone, statistics, merge, cleaning up.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import struct
+import time
+import uuid
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, count, groupby
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+import spark_dedup
+from spark_dedup.datasets import FileInfo, Source, partition_root, partition_values
+from spark_dedup.footers import parquet_footers
+from spark_dedup.ids.files import FileRange, path_of
+from spark_dedup.paths import filesystem
+from spark_dedup.tables import col, hidden_metadata
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+    from pyspark.sql.types import StructType
+
+__all__ = ["NAMES_TO_MAP", "clone_files", "hidden_by_id", "hidden_by_range", "nested_names"]
+
+Hidden = tuple[str, np.ndarray]
+"""A file, by path or URI, and the places of rows in it."""
+
+NAMES_TO_MAP = re.compile(r"[ ,;{}()\n\t=]")
+"""Characters that Delta takes in column names only with column mapping."""
+
+_FILE, _PLACE, _BUCKET = (f"__spark_dedup_{name}" for name in ("file", "place", "bucket"))
+_ROWS_PER_BUCKET = 8 * 4096
+"""Of Spark's bitmaps, by their documentation."""
+_MAGIC = 1681511377
+_Z85 = bytes.maketrans(
+    b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;<=>?@^_`{|}~",
+    b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#",
+)
+"""From the alphabet of RFC 1924, which Python has, to that of ZeroMQ, which Delta names files in."""
+
+
+def hidden_by_id(
+    docs: DataFrame, listed: DataFrame, *, id_field: str, duplicate_id_field: str
+) -> Iterator[Hidden]:
+    """Find the rows whose id is listed: one job that reads the documents' ids and nothing else.
+
+    Args:
+        docs: the documents, straight from a scan of parquet files.
+        listed: list of ids to hide; repeated and unknown ones do no harm.
+        id_field: id column of ``docs``.
+        duplicate_id_field: id column of ``listed``.
+
+    Yields:
+        Each file's URI and the places of its rows, uint64 and ascending; the driver holds one file's at a time.
+    """
+    from pyspark.sql import functions as F
+
+    hidden = hidden_metadata(docs)
+    placed = docs.select(
+        col(id_field).alias("__spark_dedup_id"),
+        F.col(f"{hidden}.file_path").alias(_FILE),
+        F.col(f"{hidden}.row_index").alias(_PLACE),
+    )
+    wanted = listed.select(col(duplicate_id_field).alias("__spark_dedup_listed"))
+    found = placed.join(wanted, F.col("__spark_dedup_id") == F.col("__spark_dedup_listed"), "left_semi")
+    for uri, rows in groupby(_bitmaps(found, _FILE), key=itemgetter(0)):
+        yield uri, np.concatenate([_places(bucket, bitmap) for _, bucket, bitmap in rows])
+
+
+def hidden_by_range(
+    listed: DataFrame, ranges: Sequence[FileRange], *, duplicate_id_field: str
+) -> Iterator[Hidden]:
+    """Find the rows whose id is listed where ids count up through the files: no document is read.
+
+    Args:
+        listed: list of ids to hide.
+        ranges: which ids each file has.
+        duplicate_id_field: id column of ``listed``.
+
+    Yields:
+        Each file's path and the places of its rows, as ``hidden_by_id``.
+    """
+    ids = listed.select(col(duplicate_id_field).cast("bigint").alias(_PLACE)).where(f"{_PLACE} >= 0")
+    chunks = (_places(bucket, bitmap) for bucket, bitmap in _bitmaps(ids))
+    some = next(chunks, None)
+    for file in sorted(ranges, key=lambda r: r.first_id):
+        end = file.first_id + file.count
+        held = [np.empty(0, np.uint64)]
+        while some is not None and some[0] < end:
+            held.append(some[(some >= file.first_id) & (some < end)] - np.uint64(file.first_id))
+            later = some[some >= end]
+            some = later if len(later) else next(chunks, None)
+        places = np.concatenate(held)
+        if len(places):
+            yield file.path, places
+
+
+def _bitmaps(places: DataFrame, *keys: str) -> Iterator[Any]:
+    """Yield (keys, bucket, bitmap) of the column of places, in order."""
+    from pyspark.sql import functions as F
+
+    place = F.col(_PLACE) + 1  # Spark's buckets count from one
+    return (
+        places.groupBy(*keys, F.bitmap_bucket_number(place).alias(_BUCKET))
+        .agg(F.bitmap_construct_agg(F.bitmap_bit_position(place)))
+        .orderBy(*keys, _BUCKET)
+        .toLocalIterator(prefetchPartitions=True)
+    )
+
+
+def _places(bucket: int, bitmap: bytes) -> np.ndarray:
+    bits = np.unpackbits(np.frombuffer(bitmap, np.uint8), bitorder="little")
+    return np.flatnonzero(bits).astype(np.uint64) + np.uint64((bucket - 1) * _ROWS_PER_BUCKET)
+
+
+def clone_files(
+    files: Sequence[FileInfo],
+    source: Source,
+    target: str,
+    *,
+    schema: StructType,
+    urls: Mapping[str, str],
+    hidden: Iterable[Hidden],
+) -> tuple[int, int]:
+    """Make a Delta table of parquet files that lie elsewhere, without the hidden rows.
+
+    Args:
+        files: the files.
+        source: where they lie.
+        target: folder of the table; the caller publishes it.
+        schema: columns of the files.
+        urls: path → the URI that Spark reads it by.
+        hidden: what ``hidden_by_id`` or ``hidden_by_range`` found.
+
+    Returns:
+        Rows of the files by their footers, and rows hidden.
+
+    Raises:
+        RuntimeError: a file has fewer rows than are hidden, so it changed meanwhile.
+    """
+    rows = {file.path: footer.num_rows for file, footer in zip(files, parquet_footers(files), strict=True)}
+    fs, inner = filesystem(target)
+    fs.makedirs(f"{inner}/_delta_log", exist_ok=True)
+    vectors: dict[str, dict[str, Any]] = {}
+    some = iter(hidden)
+    first = next(some, None)
+    if first is not None:
+        name = uuid.uuid4()
+        with fs.open(f"{inner}/deletion_vector_{name}.bin", "wb") as file:
+            found = ((path_of(uri, rows) or uri, places) for uri, places in chain([first], some))
+            vectors = _write_vectors(file, found, name)
+    for path, vector in vectors.items():
+        if vector["cardinality"] > rows.get(path, 0):
+            raise RuntimeError(f"{path} has fewer rows than were matched: did the input change meanwhile?")
+    partitioned = partition_root(files, source) is not None
+    partitions = [partition_values(file, source) if partitioned else {} for file in files]
+    with fs.open(f"{inner}/_delta_log/{0:020d}.json", "wb") as log:
+        for action in _table_actions(schema, partitions[0], source):
+            log.write(_line(action))
+        for file, partition in zip(files, partitions, strict=True):
+            hides = vectors.get(file.path)
+            if rows[file.path] > (hides["cardinality"] if hides else 0):
+                # Delta looks files up by the URI that Java makes of a path, where Spark lists file:///.
+                uri = urls[file.path].replace("file:///", "file:/", 1)
+                log.write(_line(_add(file, uri, partition, rows[file.path], hides)))
+    return sum(rows.values()), sum(vector["cardinality"] for vector in vectors.values())
+
+
+def _write_vectors(
+    file: BinaryIO, found: Iterable[tuple[str, np.ndarray]], name: uuid.UUID
+) -> dict[str, dict[str, Any]]:
+    """Write deletion vectors one after the other; return by path how a commit names each."""
+    from pyroaring import BitMap64
+
+    code = base64.b85encode(name.bytes).translate(_Z85).decode()
+    file.write(b"\x01")
+    offset, named = 1, {}
+    for path, places in found:
+        data = struct.pack("<i", _MAGIC) + BitMap64(places).serialize()
+        file.write(struct.pack(">i", len(data)) + data + struct.pack(">I", zlib.crc32(data)))
+        named[path] = {
+            "storageType": "u",
+            "pathOrInlineDv": code,
+            "offset": offset,
+            "sizeInBytes": len(data),
+            "cardinality": len(places),
+        }
+        offset += len(data) + 8
+    return named
+
+
+def _table_actions(
+    schema: StructType, partition_columns: Iterable[str], source: Source
+) -> Iterator[dict[str, Any]]:
+    """Yield the actions that make the table."""
+    now = int(time.time() * 1000)
+    features = ["deletionVectors"]
+    configuration = {"delta.enableDeletionVectors": "true"}
+    described = json.loads(schema.json())
+    if NAMES_TO_MAP.search("".join(nested_names(schema))):
+        features.append("columnMapping")
+        numbers = count(1)
+        _map_names(described, numbers)
+        configuration |= {
+            "delta.columnMapping.mode": "name",
+            "delta.columnMapping.maxColumnId": str(next(numbers) - 1),
+        }
+    if "timestamp_ntz" in schema.simpleString():
+        features.append("timestampNtz")
+    yield {
+        "commitInfo": {
+            "timestamp": now,
+            "operation": "CLONE",
+            "operationParameters": {"source": str(source), "isShallow": "true"},
+            "engineInfo": f"spark_dedup/{spark_dedup.__version__}",
+        }
+    }
+    yield {
+        "protocol": {
+            "minReaderVersion": 3,
+            "minWriterVersion": 7,
+            "readerFeatures": features,
+            "writerFeatures": [*features, "appendOnly", "invariants"],
+        }
+    }
+    yield {
+        "metaData": {
+            "id": str(uuid.uuid4()),
+            "format": {"provider": "parquet", "options": {}},
+            "schemaString": json.dumps(described),
+            "partitionColumns": list(partition_columns),
+            "configuration": configuration,
+            "createdTime": now,
+        }
+    }
+
+
+def _map_names(kind: Any, numbers: Iterator[int]) -> None:
+    """Give every field of a schema, nested ones too, its number and its own name as the physical one."""
+    if not isinstance(kind, dict):
+        return
+    for field in kind.get("fields", []):
+        field["metadata"] = {
+            **field["metadata"],
+            "delta.columnMapping.id": next(numbers),
+            "delta.columnMapping.physicalName": field["name"],
+        }
+        _map_names(field["type"], numbers)
+    for part in ("elementType", "keyType", "valueType"):
+        _map_names(kind.get(part), numbers)
+
+
+def _add(
+    file: FileInfo,
+    uri: str,
+    partition: Mapping[str, str | None],
+    num_rows: int,
+    vector: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    stats: dict[str, Any] = {"numRecords": num_rows}
+    return {
+        "add": {
+            "path": uri,
+            "partitionValues": dict(partition),
+            "size": file.size,
+            "modificationTime": file.modified_ms,
+            "dataChange": True,
+            "stats": json.dumps(stats | ({"tightBounds": False} if vector else {})),
+            **({"deletionVector": dict(vector)} if vector else {}),
+        }
+    }
+
+
+def _line(action: Mapping[str, Any]) -> bytes:
+    return json.dumps(action, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+
+def nested_names(kind: Any) -> list[str]:
+    """Return the names of all fields of a Spark type, nested ones too."""
+    inner = [getattr(kind, part) for part in ("elementType", "keyType", "valueType") if hasattr(kind, part)]
+    below = [(f.name, f.dataType) for f in getattr(kind, "fields", [])]
+    return [n for name, child in below for n in (name, *nested_names(child))] + [
+        n for c in inner for n in nested_names(c)
+    ]
