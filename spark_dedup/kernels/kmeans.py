@@ -37,7 +37,7 @@ def nearest(x: Array, centroids: Array) -> Array:
     xp = array_module(x, centroids)
     n, n_clusters = len(x), len(centroids)
     half = _half_squares(centroids)
-    margin = _rounding(x.shape[1], float(row_norms(centroids).max()))
+    margin = rounding(x.shape[1], float(row_norms(centroids).max()))
     labels = xp.empty(n, dtype=xp.int32)
     step = block_rows(4 * n_clusters, n)
     scores = xp.empty((step, n_clusters), dtype=xp.float32)
@@ -195,7 +195,7 @@ def _half_squares(centroids: Array) -> Array:
     return half
 
 
-def _rounding(dim: int, length: float) -> float:
+def rounding(dim: int, length: float) -> float:
     """Generous bound on twice the float32 rounding of a score: a unit row against a centroid of that length."""
     return 2 * _EPSILON * (length * (16 + math.sqrt(dim)) + length**2)
 

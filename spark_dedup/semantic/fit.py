@@ -19,7 +19,7 @@ from spark_dedup.semantic.embeddings import EmbeddingCheck
 from spark_dedup.semantic.lloyd import Fit, lloyd, parallel_start, random_start
 from spark_dedup.semantic.peers import Peers
 from spark_dedup.semantic.progress import Reporter
-from spark_dedup.semantic.resident import Resident, collect_rows
+from spark_dedup.semantic.resident import Resident, collect_rows, reordered
 
 RESULT_SCHEMA = "summary string, centroids binary, sizes binary"
 
@@ -70,11 +70,11 @@ def fit_task(
 def _fit_runs(
     reporter: Reporter, data: Resident, starts: Iterable[gpu.Start], peers: Peers, options: FitOptions
 ) -> Iterator[Fit | None]:
-    squares = sum(peers.gather(data.squares()))
+    squares = sum(peers.gather(data.squares))
     for start in starts:
         yield lloyd(
             data.x, start(data.x), peers, squares=squares,
-            max_iter=options.max_iter, tol=options.tol, report=reporter.report,
+            max_iter=options.max_iter, tol=options.tol, report=reporter.report, reorder=reordered,
         )  # fmt: skip
 
 

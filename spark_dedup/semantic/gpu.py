@@ -123,7 +123,7 @@ def use_device(rank: int, calls: cuml.Calls) -> None:
 def _tolerance(data: Resident, peers: Peers, tol: float) -> float | None:
     """``tol`` times the mean variance of all rows, at the root: cuML does not scale it itself."""
     labels = np.zeros(len(data.x), np.int32)
-    parts = list(peers.gather((*label_sums(data.x, labels, 1), data.squares())))
+    parts = list(peers.gather((*label_sums(data.x, labels, 1), data.squares)))
     if not parts:
         return None
     sums, counts, squares = (sum(p[i] for p in parts) for i in range(3))

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spark_dedup.kernels.arrays import Array, array_module, to_host
-from spark_dedup.kernels.kmeans import Totals, assign, moved_sums, nearest
+from spark_dedup.kernels.bounds import Labels, Reorder
+from spark_dedup.kernels.kmeans import Totals, assign
 from spark_dedup.kernels.seeding import draw, plus_plus, uniform
 from spark_dedup.semantic.peers import Peers
 
@@ -61,6 +62,7 @@ def lloyd(
     max_iter: int,
     tol: float,
     report: Callable[[Iteration], None],
+    reorder: Reorder | None = None,
 ) -> Fit | None:
     """Lloyd's iterations until no row moves, centroids move little, or ``max_iter``.
 
@@ -76,12 +78,13 @@ def lloyd(
         max_iter: most iterations.
         tol: as above.
         report: called at the root after every iteration.
+        reorder: as :class:`Labels` takes it.
 
     Returns:
         The fit at the root, None elsewhere.
     """
     state, centroids = "go", start
-    labels: NDArray[np.int32] | None = None
+    labels = Labels(x, reorder)
     totals: Totals | None = None
     history: list[Iteration] = []
     tolerance = 0.0
@@ -91,10 +94,7 @@ def lloyd(
         if state == "stop":
             break
         assert centroids is not None
-        found = nearest(x, centroids)
-        change = moved_sums(x, labels, found, len(centroids))
-        labels = found
-        moved, totals = _add_up(peers.gather(change), totals, squares)
+        moved, totals = _add_up(peers.gather(labels.update(centroids)), totals, squares)
         if state == "last":
             break
         if totals is None:

@@ -15,6 +15,7 @@ import pickle
 import secrets
 import socket
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from typing import TYPE_CHECKING, Any, Protocol
@@ -75,6 +76,23 @@ class Gathering:
         """See :class:`Peers`."""
         message = "" if self.rank else base64.b64encode(pickle.dumps(value)).decode("ascii")
         return pickle.loads(base64.b64decode(self._context.allGather(message)[0]))
+
+
+class Later:
+    """Peers that are still meeting; whoever exchanges first waits for them."""
+
+    def __init__(self, rank: int, size: int, meeting: Future[Peers]) -> None:
+        self.rank = rank
+        self.size = size
+        self._meeting = meeting
+
+    def gather(self, value: Any) -> Iterator[Any]:
+        """See :class:`Peers`."""
+        return self._meeting.result().gather(value)
+
+    def from_root(self, value: Any) -> Any:
+        """See :class:`Peers`."""
+        return self._meeting.result().from_root(value)
 
 
 class Star:
@@ -140,6 +158,19 @@ def connect(context: BarrierTaskContext) -> Iterator[Peers]:
         for connection in connections:
             stack.callback(connection.close)
         yield peers
+
+
+@contextlib.contextmanager
+def connect_meanwhile(context: BarrierTaskContext) -> Iterator[Peers]:
+    """As ``connect``, beside other work: the barrier answers only after a second of polling."""
+    meeting = connect(context)
+    with ThreadPoolExecutor(1, "spark-dedup-peers") as thread:
+        met = thread.submit(meeting.__enter__)
+        try:
+            yield Later(context.partitionId(), len(_hosts(context)), met)
+        finally:
+            met.result()
+            meeting.__exit__(None, None, None)
 
 
 def _hosts(context: BarrierTaskContext) -> list[str]:

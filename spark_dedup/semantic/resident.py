@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from spark_dedup.kernels.arrays import row_norms
 from spark_dedup.kernels.seeding import uniform
 from spark_dedup.semantic.embeddings import EmbeddingCheck, check_of, unit_matrix
-from spark_dedup.semantic.peers import Alone, Peers, connect, threads_per_task
+from spark_dedup.semantic.peers import Alone, Peers, connect_meanwhile, threads_per_task
 
 logger = logging.getLogger(__name__)
 
@@ -38,24 +38,25 @@ class Resident:
             they vanish with the task.
         keys: (n,) int64, one per row, alike wherever the row is met.
         check: what was found while reading.
+        squares: sum of the squared lengths of the rows.
     """
 
     x: Matrix
     keys: NDArray[np.int64]
     check: EmbeddingCheck
-
-    def squares(self) -> float:
-        """Sum of the squared lengths of the rows."""
-        return float((row_norms(self.x) ** 2).sum())
+    squares: float
 
     def capped(self, fraction: float, seed: int) -> Resident:
         """Keep the rows whose draw is below ``fraction``."""
         kept = uniform(self.keys, seed, _CAP_STREAM) < fraction
         parts = range(0, len(kept), _COPY_ROWS)
+        squares = 0.0
         with _local_file() as file:
             for start in parts:
-                file.write(self.x[start : start + _COPY_ROWS][kept[start : start + _COPY_ROWS]].data)
-            return Resident(_mapped(file, self.x.shape[1]), self.keys[kept], self.check)
+                some = self.x[start : start + _COPY_ROWS][kept[start : start + _COPY_ROWS]]
+                squares += _squares(some)
+                file.write(some.data)
+            return Resident(_mapped(file, self.x.shape[1]), self.keys[kept], self.check, squares)
 
 
 def collect_rows(batches: Iterable[pa.RecordBatch], dim: int) -> Resident:
@@ -65,13 +66,28 @@ def collect_rows(batches: Iterable[pa.RecordBatch], dim: int) -> Resident:
     """
     check = EmbeddingCheck(dim)
     keys = [np.empty(0, np.int64)]
+    squares = 0.0
     with _local_file() as file:
         for batch in batches:
             unit, codes = unit_matrix(batch.column("e"), dim)
             check += check_of(codes, dim, batch.column("id"))
             keys.append(batch.column("key").to_numpy(zero_copy_only=False)[codes == 0].astype(np.int64))
+            squares += _squares(unit)
             file.write(unit.data)
-        return Resident(_mapped(file, dim), np.concatenate(keys), check)
+        return Resident(_mapped(file, dim), np.concatenate(keys), check, squares)
+
+
+def reordered(x: Matrix, order: NDArray[np.intp]) -> Matrix:
+    """Return the rows in another order, in a local file of their own."""
+    with _local_file() as file:
+        for start in range(0, len(order), _COPY_ROWS):
+            file.write(x[order[start : start + _COPY_ROWS]].data)
+        return _mapped(file, x.shape[1])
+
+
+def _squares(x: Matrix) -> float:
+    """Sum of the squared lengths of some rows."""
+    return float((row_norms(x) ** 2).sum())
 
 
 def staged(work: Callable[[Iterable[pa.RecordBatch], Peers], Iterator[pa.RecordBatch]]) -> Any:
@@ -85,7 +101,7 @@ def staged(work: Callable[[Iterable[pa.RecordBatch], Peers], Iterator[pa.RecordB
             with blas_threads(os.cpu_count() or 1):
                 yield from work(batches, Alone())
             return
-        with connect(context) as peers, blas_threads(threads_per_task(context)):
+        with connect_meanwhile(context) as peers, blas_threads(threads_per_task(context)):
             yield from work(batches, peers)
 
     return run
