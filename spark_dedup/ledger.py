@@ -30,7 +30,7 @@ from spark_dedup.ledger_tables import (
     locate,
 )
 from spark_dedup.names import path_relation, quote_name, split_name
-from spark_dedup.outputs import exclusive
+from spark_dedup.outputs import check_output, exclusive
 from spark_dedup.paths import normalise_path
 from spark_dedup.rules import check_survivors
 from spark_dedup.session import require_delta
@@ -44,6 +44,7 @@ __all__ = [
     "STOPPED",
     "Ledger",
     "Run",
+    "check_ledger",
     "describe_input",
     "find_run",
     "input_version",
@@ -139,6 +140,28 @@ def open_ledger(spark: SparkSession, location: str | os.PathLike[str]) -> Ledger
     return ledger
 
 
+def check_ledger(spark: SparkSession, location: str | os.PathLike[str], id_kind: str) -> None:
+    """Check, before a job works for it, that a ledger can be made or added to.
+
+    Args:
+        spark: the session.
+        location: folder or schema.
+        id_kind: Spark's name of the type of the ids to come.
+
+    Raises:
+        InputError: no Delta, no such schema, tables that are no ledger or of another layout, ids of another type.
+        OSError: a folder that cannot be written.
+    """
+    require_delta(spark)
+    id_type = _id_type(id_kind)
+    ledger = locate(location, spark)
+    check_layout(spark, ledger.runs, "runs")
+    if check_layout(spark, ledger.duplicates, "duplicates"):
+        check_ids(spark, ledger, id_type)
+    if "/" in ledger.location:
+        check_output(ledger.location, mode="overwrite")
+
+
 def write_run(
     spark: SparkSession, location: str | os.PathLike[str], run: Run, duplicates: DataFrame
 ) -> Ledger:
@@ -160,7 +183,7 @@ def write_run(
     require_delta(spark)
     require_columns(duplicates, LEDGER_COLUMNS, where="the ledger rows")
     ledger = locate(location, spark)
-    id_type = _id_type(duplicates)
+    id_type = _id_type(dict(duplicates.dtypes)["id"])
     types = {**{c: t for c, (t, _) in DUPLICATE_COLUMNS.items()}, "id": id_type}
     types |= {"matched_id": id_type, "kept_id": id_type}
     rows = duplicates.select(
@@ -244,8 +267,8 @@ def _run_row(spark: SparkSession, run: Run) -> DataFrame:
     return spark.createDataFrame([tuple(values[name] for name in RUN_COLUMNS)], schema)
 
 
-def _id_type(duplicates: DataFrame) -> str:
-    kind = {name: kind.upper() for name, kind in duplicates.dtypes}["id"]
+def _id_type(kind: str) -> str:
+    kind = kind.upper()
     if kind in ("TINYINT", "SMALLINT", "INT", "BIGINT"):
         return "BIGINT"
     if kind == "STRING" or kind.startswith(("DECIMAL", "BINARY")):

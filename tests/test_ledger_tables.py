@@ -1,10 +1,12 @@
 """The tables of a ledger: what they say of themselves, and which ones are refused, with nothing written."""
 
+import os
 import shutil
 
 import pytest
 from ledger_rows import REMOVED, ROWS, rows, run
 
+from spark_dedup import ExactDeduplicationWorkflow, SemanticDeduplicationWorkflow
 from spark_dedup.errors import InputError
 from spark_dedup.ledger import open_ledger, read_duplicates, write_run
 
@@ -89,3 +91,28 @@ class TestErrors:
         )
         with pytest.raises(InputError, match="holds bigint ids, these are string"):
             write_run(spark, tmp_path, run(input_version="x"), texts)
+
+    def test_jobs_look_before_they_work(self, spark, tmp_path):
+        """A ledger that cannot take the run is refused before the job has written anything."""
+        docs = tmp_path / "docs"
+        spark.createDataFrame(
+            [("a", "x", [1.0, 0.0]), ("b", "x", [0.0, 1.0])],
+            "id string, text string, embeddings array<float>",
+        ).coalesce(1).write.parquet(str(docs))
+        write_run(spark, tmp_path / "ledger", run(), rows(spark))
+        spark.range(1).write.format("delta").save(str(tmp_path / "foreign" / "runs"))
+        (tmp_path / "file").touch()
+        before = sorted(os.listdir(tmp_path))
+        out = tmp_path / "out"
+        exact = {"input_path": docs, "output_path": out, "assign_id": False, "id_field": "id"}
+        for ledger, error, says in (
+            (tmp_path / "ledger", InputError, "holds bigint ids, these are string"),
+            (tmp_path / "foreign", InputError, "is no spark_dedup ledger"),
+            (tmp_path / "file" / "ledger", NotADirectoryError, "is a file, so .*ledger cannot be made"),
+            ("no_such_schema", InputError, "no schema `no_such_schema`"),
+        ):
+            with pytest.raises(error, match=says):
+                ExactDeduplicationWorkflow(**exact, ledger=ledger).run(spark)
+            with pytest.raises(error, match=says):
+                SemanticDeduplicationWorkflow(docs, out, 1, eps=0.1, ledger=ledger).run(spark)
+            assert sorted(os.listdir(tmp_path)) == before

@@ -10,6 +10,7 @@ from spark_dedup.datasets import Named, is_table_name
 from spark_dedup.exact import check_text, keep_order
 from spark_dedup.ids.assign import documents
 from spark_dedup.ids.registry import IdRegistry
+from spark_dedup.ledger import check_ledger
 from spark_dedup.outputs import check_apart, check_output
 from spark_dedup.paths import normalise_path
 from spark_dedup.session import job_progress
@@ -122,6 +123,10 @@ def inspect(job: ExactDeduplicationWorkflow, spark: SparkSession, output: str) -
     )
     check_text(df, job.text_field)
     require_columns(df, wanted, where=str(found.source))
+    if job.ledger is not None:
+        check_ledger(
+            spark, job.ledger, dict(df.dtypes)[job.id_field] if job.id_field is not None else "bigint"
+        )
     if job.id_field is not None:
         with job_progress(spark, "checking that ids are unique"):
             num_rows = check_unique_ids(spark, df, job.id_field)

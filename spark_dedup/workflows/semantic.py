@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from spark_dedup.datasets import read_dataset
 from spark_dedup.errors import InputError
 from spark_dedup.exact import check_text
+from spark_dedup.ledger import check_ledger
 from spark_dedup.limits import SafetyStopError, check_limits, over_a_limit
 from spark_dedup.outputs import exclusive, staged
 from spark_dedup.paths import Location, delete, exists, normalise_path
@@ -39,6 +40,8 @@ from spark_dedup.workflows.semantic_matching import (
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
+
+    from spark_dedup.workflows.inputs import JobInput
 
 __all__ = ["KMeansStage", "SemanticDeduplicationWorkflow"]
 
@@ -196,6 +199,12 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             writes=folders if self.eps is not None else folders[:2],
             settings={"max_iter": self.max_iter, "pairwise_batch_size": self.pairwise_batch_size},
         )
+
+    def _inspect(self, spark: SparkSession, folders: Sequence[str]) -> JobInput:
+        kind = dict(self._read(spark).dtypes).get(self.id_field)
+        if self.ledger is not None and kind is not None:
+            check_ledger(spark, self.ledger, kind)
+        return super()._inspect(spark, folders)
 
     def _folders(self) -> list[str]:
         """Return the folders that are replaced; no input may lie in them."""
