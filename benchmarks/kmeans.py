@@ -18,6 +18,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from spark_dedup.kernels.kmeans import assign
 from spark_dedup.semantic.embeddings import from_matrix
 from spark_dedup.semantic.kmeans import fit_kmeans
 from spark_dedup.session import build_session
@@ -65,7 +66,7 @@ def run_sklearn(x, start, args):
     return {**seconds, "inertia": float(fitted.inertia_), "n_iter": fitted.n_iter_}
 
 
-def run_ours(df, start, args, **options):
+def run_ours(df, x, start, args, **options):
     seconds, model = timed(
         lambda: fit_kmeans(
             df, n_clusters=len(start), id_field="id", embedding_dim=start.shape[1], init=start,
@@ -75,7 +76,8 @@ def run_ours(df, start, args, **options):
     )  # fmt: skip
     return {
         **seconds,
-        "inertia": model.inertia,
+        # Of all rows, also where the fit saw some of them only.
+        "inertia": float((assign(x, model.centroids)[1].astype(np.float64) ** 2).sum()),
         "n_iter": model.n_iter,
         "lloyd_seconds": model.history[-1].seconds,
     }
@@ -114,9 +116,9 @@ def main():
         spark = build_session("bench", device="cpu", conf={"spark.driver.memory": "4g"})
         df = spark.read.parquet(folder)
         fit_kmeans(df.limit(2000), n_clusters=8, max_iter=2)  # warm
-        found = {"ours": run_ours(df, start, args)}
+        found = {"ours": run_ours(df, x, start, args)}
         for cap in args.cap:
-            found[f"ours, {cap} points per centroid"] = run_ours(df, start, args, max_points_per_centroid=cap)
+            found[f"ours, {cap} points per centroid"] = run_ours(df, x, start, args, max_points_per_centroid=cap)
         if not args.no_sklearn:
             found["scikit-learn"] = run_sklearn(x, start, args)
             for name in ("seconds", "cpu_seconds"):

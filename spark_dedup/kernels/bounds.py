@@ -20,7 +20,7 @@ __all__ = ["Labels", "Reorder"]
 Matrix = NDArray[np.float32]
 Reorder = Callable[[Matrix, NDArray[np.intp]], Matrix]
 
-_SETTLED = 0.08
+_SETTLED = 0.04
 """Share of rows that may still move when bounds are begun: before, centroids move too far for any to hold."""
 _BLOCK = 256
 _MOST = 1024

@@ -252,7 +252,9 @@ class KMeansStage:
         rows = cluster_layout(assigned, cluster_sizes=sizes, id_field=self.id_field)
         folder = f"{output}/{KMEANS_FOLDER}"
         with staged(folder, mode="overwrite") as aside, job_progress(spark, "writing the clusters"):
-            writer = rows.write.partitionBy("centroid").options(**given_options(options))
+            # Floats hardly repeat: looking for it would take more time than all the rest of writing.
+            plain = {f"parquet.enable.dictionary#{self.embedding_field}.list.element": "false"}
+            writer = rows.write.partitionBy("centroid").options(**plain, **given_options(options))
             writer.parquet(aside)
             _write_centroids(f"{aside}/{CENTROIDS_FILE}", model.centroids)
         counts = _count(spark, folder)
