@@ -104,6 +104,10 @@ def main():
     parser.add_argument(
         "--curve", nargs="*", type=float, help="millions of small documents; measures only that"
     )
+    parser.add_argument(
+        "--skew", type=float, help="millions of equal texts, with a million others; only that"
+    )
+    parser.add_argument("--start-up", action="store_true", help="ten rows by the command line; only that")
     parser.add_argument("--mean-chars", type=int, default=560, help="of the curve's documents")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -111,6 +115,10 @@ def main():
         return one(args)
     if args.curve:
         return curve(args)
+    if args.skew:
+        return skew(args)
+    if args.start_up:
+        return start_up(args)
     docs = make_corpus(args.data, args.documents)
     work = args.data / "work"
     spark = build_session("benchmarks", device="cpu", conf={"spark.driver.memory": "8g"})
@@ -144,6 +152,50 @@ def curve(args):
             f"| {millions:g} M | {seconds:.1f} s | {seconds / millions:.2f} s | {peak / 2**30:.2f} GiB |",
             flush=True,
         )
+
+
+def skew(args):
+    """One text repeated millions of times, against as many distinct texts of that length."""
+    from pyspark.sql import functions as F
+
+    spark = build_session("benchmarks", device="cpu", conf={"spark.driver.memory": "4g"})
+    equal, count = int(args.skew * 1e6), int((args.skew + 1) * 1e6)
+    number = F.format_string("%0200d", F.col("id"))
+    kinds = {"skewed": F.when(F.col("id") < equal, F.lit("0" * 200)).otherwise(number), "distinct": number}
+    docs = {name: fresh(args.data / "work" / name) for name in kinds}
+    for name, text in kinds.items():
+        spark.range(0, count, 1, 16).select("id", text.alias("text")).write.parquet(docs[name])
+    out = args.data / "work" / "skew"
+
+    def run(name):
+        job = ExactDeduplicationWorkflow(
+            output_path=fresh(out), input_path=docs[name], assign_id=False, id_field="id"
+        )
+        return job.run(spark)["num_duplicates"]
+
+    found = {name: run(name) for name in kinds}
+    medians, _ = timed({name: lambda name=name: run(name) for name in kinds}, args.rounds)
+    for name, median in medians.items():
+        print(f"| {name}, {count:,} documents | {found[name]:,} to remove | {median:.2f} s |")
+    spark.stop()
+
+
+def start_up(args):
+    """Seconds of ``spark-dedup exact`` on ten rows, as a process, from its start to its end."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    docs = Path(fresh(args.data / "work" / "ten"))
+    docs.mkdir(parents=True)
+    pq.write_table(pa.table({"text": [str(i % 7) for i in range(10)]}), docs / "0.parquet")
+    out = args.data / "work" / "ten-out"
+    command = [sys.executable, "-m", "spark_dedup.cli", "exact", "--input", str(docs), "--output"]
+
+    def run():
+        subprocess.run([*command, fresh(out)], check=True, capture_output=True)
+
+    median = timed({"ten rows": run}, args.rounds)[0]["ten rows"]
+    print(f"| spark-dedup exact, ten rows | {median:.1f} s |")
 
 
 def one(args):

@@ -118,7 +118,9 @@ def main():
         fit_kmeans(df.limit(2000), n_clusters=8, max_iter=2)  # warm
         found = {"ours": run_ours(df, x, start, args)}
         for cap in args.cap:
-            found[f"ours, {cap} points per centroid"] = run_ours(df, x, start, args, max_points_per_centroid=cap)
+            found[f"ours, {cap} points per centroid"] = run_ours(
+                df, x, start, args, max_points_per_centroid=cap
+            )
         if not args.no_sklearn:
             found["scikit-learn"] = run_sklearn(x, start, args)
             for name in ("seconds", "cpu_seconds"):

@@ -20,8 +20,12 @@ __all__ = ["Labels", "Reorder"]
 Matrix = NDArray[np.float32]
 Reorder = Callable[[Matrix, NDArray[np.intp]], Matrix]
 
-_SETTLED = 0.04
+_SETTLED = 0.08
 """Share of rows that may still move when bounds are begun: before, centroids move too far for any to hold."""
+_WORTH = 0.85
+"""Share of all distances above which to bound them costs more than it spares."""
+_PAUSE = 4
+"""Iterations without bounds after one in which they were not worth it."""
 _BLOCK = 256
 _MOST = 1024
 """Rows of a block, at least and at most: larger blocks have few centroids that are far from all of their rows."""
@@ -44,6 +48,8 @@ class Labels:
         self._reorder = reorder or (lambda rows, order: rows[order])
         self._labels: NDArray[np.int32] | None = None
         self._bounds: _Bounds | None = None
+        self._pause = 0
+        self._has_looked = False
 
     def update(self, centroids: Matrix) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
         """Label all rows anew.
@@ -55,10 +61,16 @@ class Labels:
             As :func:`moved_sums`: the change of sums and counts, and how many rows moved.
         """
         before = self._labels
-        if self._bounds is not None and before is not None:
-            found = self._bounds.labels(self._x, before, centroids)
+        if self._bounds is not None and before is not None and not self._pause:
+            found, share = self._bounds.labels(self._x, before, centroids)
+            # The first look is always at everything.
+            if self._has_looked and share > _WORTH:
+                self._pause = _PAUSE
+                self._bounds.forget()
+            self._has_looked = not self._pause
         else:
             found = nearest(self._x, centroids)
+            self._pause = max(0, self._pause - 1)
         change: tuple[NDArray[np.int64], NDArray[np.int64], int]
         change = moved_sums(self._x, before, found, len(centroids))
         self._labels = found
@@ -89,9 +101,23 @@ class _Bounds:
         self._reach = np.zeros(len(x), np.float32)
         self._gap = np.full((-(-len(x) // block), len(centroids)), -np.inf, np.float32)
         self._centroids = centroids.copy()
+        self._taken = 0
 
-    def labels(self, x: Matrix, before: NDArray[np.int32], centroids: Matrix) -> NDArray[np.int32]:
-        """Return the nearest centroids of the rows, whose labels ``before`` were of the last ones."""
+    def forget(self) -> None:
+        """Let every distance be taken the next time."""
+        self._gap.fill(-np.inf)
+
+    def labels(
+        self, x: Matrix, before: NDArray[np.int32], centroids: Matrix
+    ) -> tuple[NDArray[np.int32], float]:
+        """Return the nearest centroids of the rows, and the share of the distances that were taken for it.
+
+        Args:
+            x: the rows.
+            before: labels of the rows under the last centroids that were labelled by, here or elsewhere.
+            centroids: (K, dim) float32.
+        """
+        self._taken = 0
         lengths = row_norms(centroids)
         half = (0.5 * lengths**2).astype(np.float32)
         margin = rounding(x.shape[1], float(lengths.max(initial=0)))
@@ -109,7 +135,7 @@ class _Bounds:
         moved = rows[found[rows] != before[rows]]
         # The centroid that a row left is near to it, and must be looked at again.
         self._gap[moved // self._block, before[moved]] = -np.inf
-        return found
+        return found, self._taken / self._gap.size
 
     def _look(
         self,
@@ -145,6 +171,7 @@ class _Bounds:
                 near = np.arange(len(centroids))
             score = block @ (centroids if every else centroids[near]).T
             score -= half[near]
+            self._taken += len(near)
             place = np.searchsorted(near, label[part])
             place[place == len(near)] = 0
             mine = np.flatnonzero(near[place] == label[part])

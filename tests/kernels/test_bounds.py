@@ -49,6 +49,18 @@ def test_blocks_of_any_size(block, monkeypatch):
     assert check(x, x[:12].copy(), 40) > 20
 
 
+def test_bounds_that_are_not_worth_it_rest(monkeypatch):
+    """A first look, one that was not worth it, four iterations without, and again."""
+    monkeypatch.setattr(bounds, "_SETTLED", 2.0)
+    monkeypatch.setattr(bounds, "_WORTH", -1.0)
+    used = []
+    real = bounds._Bounds.labels
+    monkeypatch.setattr(bounds._Bounds, "labels", lambda *a: used.append(1) or real(*a))
+    x = normalise(np.random.default_rng(4).standard_normal((2000, 64)).astype(np.float32))
+    check(x, x[:50].copy(), 19)
+    assert len(used) == 6
+
+
 def test_equal_and_empty_centroids(monkeypatch):
     """A centroid that is there twice, then moves away; one that no row is near to; equal rows."""
     monkeypatch.setattr(bounds, "_SETTLED", 2.0)
