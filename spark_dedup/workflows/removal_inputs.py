@@ -1,17 +1,12 @@
-"""What the removal job checks before any work, and how it reads."""
+"""What the removal job checks before any work."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from spark_dedup.datasets import FileInfo, Named, Source, is_table_name, read_dataset
+from spark_dedup.datasets import Source, is_table_name, read_dataset
 from spark_dedup.errors import InputError
-from spark_dedup.ids.assign import Documents, documents
-from spark_dedup.ids.files import FileRange
-from spark_dedup.ids.generator import IdGenerator
-from spark_dedup.ids.registry import IdRegistry
 from spark_dedup.names import quote_name, split_name
 from spark_dedup.outputs import check_output
 from spark_dedup.paths import exists, normalise_path
@@ -19,26 +14,25 @@ from spark_dedup.removal.delta import check_flat, relation
 from spark_dedup.removal.text import check_id_types
 from spark_dedup.session import require_delta
 from spark_dedup.tables import ID, require_columns
-from spark_dedup.workflows.inputs import JobInput, base_of, check_size, inspect_input, read_input
+from spark_dedup.workflows.inputs import JobInput, check_size, inspect_input, read_input
 from spark_dedup.workflows.remaining import check_view_name
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
-    from pyspark.sql.types import StructType
 
     from spark_dedup.workflows.removal import TextDuplicatesRemovalWorkflow
 
 __all__ = [
     "RemovalInput",
     "check_arguments",
-    "documents_of",
+    "columns_of",
     "fields_of",
+    "ids_are_made",
     "inspect",
     "is_grouped",
     "is_there",
     "listed_ids",
     "names_table",
-    "ranges_of",
     "table_name",
 ]
 
@@ -67,7 +61,7 @@ def check_arguments(job: TextDuplicatesRemovalWorkflow) -> None:
         raise InputError(f"Cannot drop id_field '{job.id_field}' when it is included in output_fields.")
     if job.registry is not None and job.id_generator_path is not None:
         raise InputError("registry and id_generator_path both give ids: name one of them")
-    if _ids_are_made(job) and job.id_field != ID:
+    if ids_are_made(job) and job.id_field != ID:
         raise InputError(
             f"assigned ids are called {ID}: leave out id_field {job.id_field!r}, or registry and id_generator_path"
         )
@@ -111,7 +105,7 @@ def _check_ids_are_columns(job: TextDuplicatesRemovalWorkflow) -> None:
     Raises:
         InputError: they are made on the way.
     """
-    if _ids_are_made(job):
+    if ids_are_made(job):
         raise InputError(
             f"output_filetype {job.output_filetype!r} shows the input as it is, so the ids must be "
             "one of its columns: write parquet with assigned ids first, or name id_field"
@@ -137,7 +131,8 @@ def is_there(job: TextDuplicatesRemovalWorkflow, spark: SparkSession) -> bool:
     return exists(normalise_path(job.output_path))
 
 
-def _ids_are_made(job: TextDuplicatesRemovalWorkflow) -> bool:
+def ids_are_made(job: TextDuplicatesRemovalWorkflow) -> bool:
+    """Return whether a registry gives the ids, not a column."""
     return job.registry is not None or job.id_generator_path is not None
 
 
@@ -146,10 +141,11 @@ def is_grouped(job: TextDuplicatesRemovalWorkflow) -> bool:
     return job.input_files_per_partition is not None or job.input_blocksize is not None
 
 
-def _columns(job: TextDuplicatesRemovalWorkflow) -> list[str] | None:
+def columns_of(job: TextDuplicatesRemovalWorkflow) -> list[str] | None:
+    """Return the columns to read; None for all."""
     if job.input_fields is None:
         return None
-    if _ids_are_made(job):
+    if ids_are_made(job):
         return [name for name in job.input_fields if name != ID]
     return list(dict.fromkeys([*job.input_fields, job.id_field]))
 
@@ -175,7 +171,7 @@ def inspect(job: TextDuplicatesRemovalWorkflow, spark: SparkSession) -> RemovalI
         job.input_path,
         filetype=job.input_filetype,
         extensions=job.input_file_extensions,
-        columns=_columns(job),
+        columns=columns_of(job),
     )
     listed = inspect_input(spark, job.ids_to_remove_path, filetype="parquet")
     _check_target(job, spark, found, listed)
@@ -183,11 +179,11 @@ def inspect(job: TextDuplicatesRemovalWorkflow, spark: SparkSession) -> RemovalI
         spark,
         job.input_path,
         filetype=job.input_filetype,
-        columns=_columns(job),
+        columns=columns_of(job),
         read_kwargs=job.input_kwargs,
         extensions=job.input_file_extensions,
         on_bad_lines=job.on_bad_lines,
-        check_lines=not _ids_are_made(job),  # making ids looks for them as well
+        check_lines=not ids_are_made(job),  # making ids looks for them as well
     )
     _check_columns(job, spark, df, found)
     return RemovalInput(
@@ -238,7 +234,7 @@ def _check_columns(
             "parquet or delta"
         )
     probe = df
-    if _ids_are_made(job):
+    if ids_are_made(job):
         probe = df.select(F.lit(0).cast("bigint").alias(ID))
     elif job.id_field == ID and ID not in df.columns:
         raise InputError(
@@ -248,92 +244,5 @@ def _check_columns(
     check_id_types(
         probe, listed_ids(job, spark), id_field=job.id_field, duplicate_id_field=job.duplicate_id_field
     )
-    wanted = [name for name in job.output_fields or [] if not (_ids_are_made(job) and name == ID)]
+    wanted = [name for name in job.output_fields or [] if not (ids_are_made(job) and name == ID)]
     require_columns(df, wanted, where=str(found.source))
-
-
-def documents_of(
-    job: TextDuplicatesRemovalWorkflow,
-    spark: SparkSession,
-    found: RemovalInput,
-    files: Sequence[FileInfo] | None = None,
-) -> DataFrame:
-    """Return the documents with their id column, of all files or of some."""
-    if files is not None:
-        return _read(job, spark, found, [file.path for file in files], base_of(files, found.source))
-    return _read(job, spark, found) if _ids_are_made(job) else found.df
-
-
-def ranges_of(
-    job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: RemovalInput
-) -> list[FileRange] | None:
-    """Return the id range of each file where ids are made on the way, else None."""
-    return _made(job, spark, found, job.input_path).files if _ids_are_made(job) else None
-
-
-def _read(
-    job: TextDuplicatesRemovalWorkflow,
-    spark: SparkSession,
-    found: RemovalInput,
-    paths: list[str] | None = None,
-    options: Mapping[str, str] | None = None,
-) -> DataFrame:
-    source = job.input_path if paths is None else paths
-    if _ids_are_made(job):
-        return _made(job, spark, found, source, options).df
-    return read_input(
-        spark,
-        source,
-        filetype=job.input_filetype,
-        columns=_columns(job),
-        read_kwargs={**(job.input_kwargs or {}), **(options or {})},
-        extensions=job.input_file_extensions,
-        on_bad_lines=job.on_bad_lines,
-        schema=_schema(found),
-    )[0]
-
-
-def _schema(found: RemovalInput) -> StructType | None:
-    return found.df.schema if found.source.kind == "files" else None
-
-
-def _made(
-    job: TextDuplicatesRemovalWorkflow,
-    spark: SparkSession,
-    found: RemovalInput,
-    source: Named,
-    options: Mapping[str, str] | None = None,
-) -> Documents:
-    """Return documents whose ids the registry knows."""
-    ids: IdGenerator | IdRegistry
-    if job.id_generator_path is not None:
-        ids = IdGenerator.from_disk(str(job.id_generator_path), job.id_generator_storage_options)
-    else:
-        ids = IdRegistry.open(spark, job.registry or "")
-
-    def read(blocksize: int | str | None, files_per_partition: int | None) -> Documents:
-        return documents(
-            spark,
-            source,
-            filetype=job.input_filetype,
-            registry=ids,
-            columns=job.input_fields,
-            on_bad_lines=job.on_bad_lines,
-            read_kwargs={**(job.input_kwargs or {}), **(options or {})},
-            extensions=job.input_file_extensions,
-            register_new=False,
-            blocksize=blocksize,
-            files_per_partition=files_per_partition,
-            schema=_schema(found),
-        )
-
-    try:
-        return read(job.input_blocksize, job.input_files_per_partition)
-    except KeyError:
-        if not is_grouped(job):
-            raise
-        try:  # ids made here are one batch a file, however the job is told to group them
-            return read(None, None)
-        except KeyError:
-            pass
-        raise

@@ -24,14 +24,13 @@ from spark_dedup.workflows.remaining import (
 )
 from spark_dedup.workflows.removal_inputs import (
     RemovalInput,
-    documents_of,
     fields_of,
     is_grouped,
     listed_ids,
     names_table,
-    ranges_of,
     table_name,
 )
+from spark_dedup.workflows.removal_reading import documents_of, ranges_of
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

@@ -1,0 +1,109 @@
+"""How the removal job reads its documents, with the ids they bring or with those that a registry knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from spark_dedup.datasets import FileInfo, Named
+from spark_dedup.ids.assign import Documents, documents
+from spark_dedup.ids.files import FileRange
+from spark_dedup.ids.generator import IdGenerator
+from spark_dedup.ids.registry import IdRegistry
+from spark_dedup.workflows.inputs import base_of, read_input
+from spark_dedup.workflows.removal_inputs import RemovalInput, columns_of, ids_are_made, is_grouped
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.types import StructType
+
+    from spark_dedup.workflows.removal import TextDuplicatesRemovalWorkflow
+
+__all__ = ["documents_of", "ranges_of"]
+
+
+def documents_of(
+    job: TextDuplicatesRemovalWorkflow,
+    spark: SparkSession,
+    found: RemovalInput,
+    files: Sequence[FileInfo] | None = None,
+) -> DataFrame:
+    """Return the documents with their id column, of all files or of some."""
+    if files is not None:
+        return _read(job, spark, found, [file.path for file in files], base_of(files, found.source))
+    return _read(job, spark, found) if ids_are_made(job) else found.df
+
+
+def ranges_of(
+    job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: RemovalInput
+) -> list[FileRange] | None:
+    """Return the id range of each file where ids are made on the way, else None."""
+    return _made(job, spark, found, job.input_path).files if ids_are_made(job) else None
+
+
+def _read(
+    job: TextDuplicatesRemovalWorkflow,
+    spark: SparkSession,
+    found: RemovalInput,
+    paths: list[str] | None = None,
+    options: Mapping[str, str] | None = None,
+) -> DataFrame:
+    source = job.input_path if paths is None else paths
+    if ids_are_made(job):
+        return _made(job, spark, found, source, options).df
+    return read_input(
+        spark,
+        source,
+        filetype=job.input_filetype,
+        columns=columns_of(job),
+        read_kwargs={**(job.input_kwargs or {}), **(options or {})},
+        extensions=job.input_file_extensions,
+        on_bad_lines=job.on_bad_lines,
+        schema=_schema(found),
+    )[0]
+
+
+def _schema(found: RemovalInput) -> StructType | None:
+    return found.df.schema if found.source.kind == "files" else None
+
+
+def _made(
+    job: TextDuplicatesRemovalWorkflow,
+    spark: SparkSession,
+    found: RemovalInput,
+    source: Named,
+    options: Mapping[str, str] | None = None,
+) -> Documents:
+    """Return documents whose ids the registry knows."""
+    ids: IdGenerator | IdRegistry
+    if job.id_generator_path is not None:
+        ids = IdGenerator.from_disk(str(job.id_generator_path), job.id_generator_storage_options)
+    else:
+        ids = IdRegistry.open(spark, job.registry or "")
+
+    def read(blocksize: int | str | None, files_per_partition: int | None) -> Documents:
+        return documents(
+            spark,
+            source,
+            filetype=job.input_filetype,
+            registry=ids,
+            columns=job.input_fields,
+            on_bad_lines=job.on_bad_lines,
+            read_kwargs={**(job.input_kwargs or {}), **(options or {})},
+            extensions=job.input_file_extensions,
+            register_new=False,
+            blocksize=blocksize,
+            files_per_partition=files_per_partition,
+            schema=_schema(found),
+        )
+
+    try:
+        return read(job.input_blocksize, job.input_files_per_partition)
+    except KeyError:
+        if not is_grouped(job):
+            raise
+        try:  # ids made here are one batch a file, however the job is told to group them
+            return read(None, None)
+        except KeyError:
+            pass
+        raise
