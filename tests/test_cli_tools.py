@@ -18,7 +18,8 @@ def call(capsys, *args):
 
 class TestAudit:
     @pytest.fixture(scope="class")
-    def results(self, spark, tmp_path_factory):
+    @classmethod
+    def results(cls, spark, tmp_path_factory):
         """Two clusters in the layout of the job, in a folder of an odd name; one true pair lies across them."""
         folder = tmp_path_factory.mktemp("audit") / "k m`e'a[n]s %20 ü=1" / "kmeans_results"
         rows = [("a", [1.0, 0.0], 0), ("b", [1.0, 0.0], 0), ("c", [0.6, 0.8], 1), ("d", [0.8, 0.6], 0)]

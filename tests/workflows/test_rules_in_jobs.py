@@ -48,7 +48,8 @@ def counted_pairs(groups, sources):
 
 class TestExact:
     @pytest.fixture(scope="class")
-    def docs(self, tmp_path_factory):
+    @classmethod
+    def docs(cls, tmp_path_factory):
         folder = tmp_path_factory.mktemp("exact rules")
         ids = sorted(TEXTS)
         columns = {"id": ids, "text": [TEXTS[i] for i in ids], "source": [SOURCES[i] for i in ids]}
