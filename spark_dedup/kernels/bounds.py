@@ -1,7 +1,7 @@
 """Lloyd's labels without most of the multiplications: distances that cannot have become the least are not taken.
 
 The triangle inequality bounds them, as in Elkan's *Using the Triangle Inequality to Accelerate k-Means* (2003), but
-for blocks of alike rows instead of single ones: one bound for a block and a centroid, 1/64 of Elkan's memory or
+for blocks of alike rows instead of single ones: one bound for a block and a centroid, 1/256 of Elkan's memory or
 less, and what is left to compute stays a matrix product. The labels are those of :func:`nearest`, to the last tie.
 """
 

@@ -201,10 +201,10 @@ class SemanticDeduplicationWorkflow(KMeansStage):
         )
 
     def _inspect(self, spark: SparkSession, folders: Sequence[str]) -> JobInput:
-        kind = dict(self._read(spark).dtypes).get(self.id_field)
-        if self.ledger is not None and kind is not None:
-            check_ledger(spark, self.ledger, kind)
-        return super()._inspect(spark, folders)
+        found = super()._inspect(spark, folders)
+        if self.ledger is not None:
+            check_ledger(spark, self.ledger, dict(self._read(spark).dtypes)[self.id_field])
+        return found
 
     def _folders(self) -> list[str]:
         """Return the folders that are replaced; no input may lie in them."""
