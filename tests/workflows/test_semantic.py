@@ -199,3 +199,15 @@ def test_ledger(spark, tmp_path):
     assert len(rows) == 50
     removed = {int(r["id"]) for r in rows}
     assert all(int(r["kept_id"]) not in removed and int(r["kept_id"]) // 6 == int(r["id"]) // 6 for r in rows)
+
+
+def test_a_broken_file_is_named_before_anything_else(spark, tmp_path):
+    (tmp_path / "in").mkdir()
+    file = tmp_path / "in" / "0.parquet"
+    pq.write_table(pa.table({"id": [1, 2], "embeddings": [[1.0, 0.0], [0.0, 1.0]]}), file)
+    file.write_bytes(file.read_bytes()[:-20])
+    for ledger in (None, tmp_path / "ledger"):
+        job = SemanticDeduplicationWorkflow(tmp_path / "in", tmp_path / "out", 1, eps=0.1, ledger=ledger)
+        with pytest.raises(InputError, match=r"1 unreadable parquet file.*0\.parquet"):
+            job.run(spark)
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
