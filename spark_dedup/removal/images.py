@@ -21,6 +21,7 @@ from spark_dedup.paths import Location, filesystem, normalise_path
 from spark_dedup.removal.shards import copy_without, sample_keys
 from spark_dedup.session import is_connect
 from spark_dedup.tables import col, require_columns
+from spark_dedup.workers import in_worker
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -134,7 +135,7 @@ class ImageDuplicatesRemovalStage:
                         _copy_file(row["path"], f"{aside}/{row['place']}")
                     yield pa.record_batch({"n": pa.array([len(rows)], pa.int64())})
 
-            copied = kept.mapInArrow(copy, "n bigint").agg(F.sum("n")).first()
+            copied = kept.mapInArrow(in_worker(copy), "n bigint").agg(F.sum("n")).first()
         written = int(copied[0] or 0) if copied else 0
         self._settle(len(found) - written, output)
         return written
@@ -163,7 +164,9 @@ class ImageDuplicatesRemovalStage:
         places = _places(found, _roots(shards))
         rows = [(file.path, place) for file, place in zip(found, places, strict=True)]
         work = _frame(spark, rows, "path string, place string")
-        keys = work.mapInArrow(_list_keys, "path string, key string, error string").localCheckpoint()
+        keys = work.mapInArrow(
+            in_worker(_list_keys), "path string, key string, error string"
+        ).localCheckpoint()
         broken = [
             f"{row['path']} ({row['error']})" for row in keys.where("error IS NOT NULL").limit(5).collect()
         ]
@@ -182,7 +185,7 @@ class ImageDuplicatesRemovalStage:
                         _rewrite(row["path"], f"{aside}/{row['place']}", frozenset(row["keys"] or ()))
                     yield pa.record_batch({"n": pa.array([batch.num_rows], pa.int64())})
 
-            written = tasks.mapInArrow(rewrite, "n bigint").agg(F.sum("n")).first()
+            written = tasks.mapInArrow(in_worker(rewrite), "n bigint").agg(F.sum("n")).first()
             if not written or written[0] != len(found):
                 raise RuntimeError(f"{written} shards written of {len(found)}; nothing was published")
             total, removed = keys.where("key IS NOT NULL").count(), gone.count()

@@ -21,11 +21,13 @@ from spark_dedup.semantic.embeddings import (
     check_invalid_option,
     check_of,
     from_matrix,
+    packed_matrix,
     unit_matrix,
 )
 from spark_dedup.semantic.ranking import COSINE_DIST_TO_CENT_COL, L2_DIST_TO_CENT_COL
 from spark_dedup.session import barrier_slots, is_connect
 from spark_dedup.tables import col, require_columns
+from spark_dedup.workers import in_worker
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -49,6 +51,7 @@ def assign_clusters(
     embedding_field: str = "embeddings",
     metadata_fields: Sequence[str] | None = None,
     invalid_embeddings: Invalid = "error",
+    packed: bool = False,
 ) -> DataFrame:
     """Assign every row to its nearest centroid; lazy.
 
@@ -59,9 +62,11 @@ def assign_clusters(
         embedding_field: as for :func:`fit_kmeans`.
         metadata_fields: columns to keep besides.
         invalid_embeddings: ``"error"`` fails the job at an unusable embedding, ``"drop"`` leaves it out.
+        packed: give the embedding as binary of little-endian float32, which Spark copies whole where it copies
+            an array value by value. Binary keeps a plan off the GPU.
 
     Returns:
-        The id, the embedding as unit array<float>, the metadata fields, ``l2_dist_to_cent`` and
+        The id, the embedding as unit array<float> (or packed), the metadata fields, ``l2_dist_to_cent`` and
         ``cosine_dist_to_cent`` (float) and ``centroid`` (int).
 
     Raises:
@@ -77,9 +82,9 @@ def assign_clusters(
     columns = [col(id_field), array_column(df, embedding_field), *map(col, kept[1:])]
     # Plain names inside: mapInArrow looks its columns up by unquoted names.
     source = df.select(*(column.alias(f"c{i}") for i, column in enumerate(columns)))
-    schema = _assigned_schema(source)
+    schema = _assigned_schema(source, packed=packed)
     load, dim = _shipped(df.sparkSession, model.centroids), model.centroids.shape[1]
-    drop = invalid_embeddings == "drop"
+    drop, give = invalid_embeddings == "drop", packed_matrix if packed else from_matrix
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         centroids = load()
@@ -90,11 +95,11 @@ def assign_clusters(
                     check_of(codes, dim, batch.column(0)).settle(embedding_field, "error")
                 batch = batch.filter(pa.array(codes == 0))
             labels, l2, cosine = assign(unit, centroids)
-            columns = [batch.column(0), from_matrix(unit), *batch.columns[2:]]
+            columns = [batch.column(0), give(unit), *batch.columns[2:]]
             columns += [pa.array(l2), pa.array(cosine), pa.array(labels)]
             yield pa.RecordBatch.from_arrays(columns, schema.names)
 
-    return source.mapInArrow(run, schema).toDF(id_field, embedding_field, *kept[1:], *added)
+    return source.mapInArrow(in_worker(run), schema).toDF(id_field, embedding_field, *kept[1:], *added)
 
 
 def _shipped(spark: SparkSession, centroids: NDArray[np.float32]) -> Callable[[], NDArray[np.float32]]:
@@ -116,11 +121,11 @@ def _shipped(spark: SparkSession, centroids: NDArray[np.float32]) -> Callable[[]
     return load
 
 
-def _assigned_schema(source: DataFrame) -> StructType:
-    from pyspark.sql.types import ArrayType, FloatType, IntegerType, StructField, StructType
+def _assigned_schema(source: DataFrame, *, packed: bool) -> StructType:
+    from pyspark.sql.types import ArrayType, BinaryType, FloatType, IntegerType, StructField, StructType
 
     fields = list(source.schema.fields)
-    fields[1] = StructField(fields[1].name, ArrayType(FloatType()))
+    fields[1] = StructField(fields[1].name, BinaryType() if packed else ArrayType(FloatType()))
     added = (FloatType(), FloatType(), IntegerType())
     return StructType(fields + [StructField(f"a{i}", kind) for i, kind in enumerate(added)])
 

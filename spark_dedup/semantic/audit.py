@@ -23,6 +23,7 @@ from spark_dedup.semantic.embeddings import Matrix, array_column
 from spark_dedup.semantic.identify import SCORE_TOLERANCE, check_eps
 from spark_dedup.semantic.pairwise import unit_rows
 from spark_dedup.tables import col, require_columns
+from spark_dedup.workers import in_worker
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -169,7 +170,7 @@ def audit_recall(
         thresholds,
         missed,
     )
-    counted = rows.mapInArrow(_compare(sample, n_probe), _RESULT)
+    counted = rows.mapInArrow(in_worker(_compare(sample, n_probe)), _RESULT)
     kept = counted.filter("kind = 'missed'").orderBy(F.desc("score"), "at", "other").limit(2 * missed)
     sums = (
         counted.filter("kind <> 'missed'")

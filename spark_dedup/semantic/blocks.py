@@ -27,7 +27,14 @@ _UNITS_PER_SLOT = 2
 
 
 def spread(
-    rows: DataFrame, *, cluster: str, keys: Sequence[str], ascending: Sequence[bool], batch: int, slots: int
+    rows: DataFrame,
+    *,
+    cluster: str,
+    keys: Sequence[str],
+    ascending: Sequence[bool],
+    batch: int,
+    slots: int,
+    ranked: DataFrame | None = None,
 ) -> DataFrame:
     """Send every row to the units of work that need it, each unit's rows together and in rank order.
 
@@ -41,13 +48,15 @@ def spread(
         ascending: direction of each.
         batch: rows multiplied at once; a block has 4 to 16 times as many.
         slots: tasks that run at once.
+        ranked: the same records with ``cluster`` and ``keys`` alone, where these can be read for less.
 
     Returns:
         The rows with ``_unit`` (int) and ``_query`` (bool) added, sorted inside each partition by unit, queries
         first, then rank; the units with the most work are in the first partitions.
     """
     tasks = max(1, slots) * TASKS_PER_SLOT
-    plan = plan_units(rows, cluster=cluster, keys=keys, ascending=ascending, batch=batch, slots=slots)
+    ranked = rows if ranked is None else ranked
+    plan = plan_units(ranked, cluster=cluster, keys=keys, ascending=ascending, batch=batch, slots=slots)
     placed = rows.join(F.broadcast(plan), cluster, "inner").withColumn(
         "_block", _block_of("_starts", keys, ascending)
     )

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyspark.sql import functions as F
 
 from spark_dedup.errors import InputError
 from spark_dedup.kernels.arrays import normalise, row_norms
 from spark_dedup.tables import col
+from spark_dedup.workers import in_worker
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
@@ -33,7 +35,7 @@ REASONS = ("valid", "null", "of another length", "with a null, NaN or infinite v
 _VALID, _NULL, _LENGTH, _NOT_FINITE, _ZERO = range(5)
 _EXAMPLES = 5
 _PROBE_ROWS = 1000
-_BINARY_TYPES = {2: np.float16, 4: np.float32, 8: np.float64}
+_BINARY_TYPES: dict[int, type[np.floating[Any]]] = {2: np.float16, 4: np.float32, 8: np.float64}
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,24 @@ def from_matrix(x: NDArray[np.floating[Any]]) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
 
 
+def packed_matrix(x: NDArray[np.floating[Any]]) -> pa.BinaryArray:
+    """Return the rows of an (n, dim) matrix as binary, float32 in little-endian order."""
+    values = np.ascontiguousarray(x, dtype="<f4")
+    if values.nbytes > np.iinfo(np.int32).max:
+        raise ValueError(f"{values.nbytes:,} bytes are too many for one Arrow binary array")
+    offsets = np.arange(len(x) + 1, dtype=np.int32) * np.int32(4 * x.shape[1])
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(values)]
+    return pa.BinaryArray.from_buffers(pa.binary(), len(x), buffers)
+
+
+def as_lists(embeddings: pa.Array) -> pa.ListArray:
+    """Return valid embeddings of one length, lists or packed float32, as list<float>."""
+    if not pa.types.is_binary(embeddings.type):
+        return embeddings
+    dim = len(embeddings[0].as_py()) // 4 if len(embeddings) else 0
+    return from_matrix(_rows_of(embeddings, np.float32, dim))
+
+
 def unit_matrix(batch_column: pa.Array, dim: int) -> tuple[Matrix, NDArray[np.uint8]]:
     """Return the usable embeddings scaled to unit length, and a code per row.
 
@@ -230,7 +250,7 @@ def validate_embeddings(
             )
 
     schema = "reason string, n bigint, rows bigint, ids array<string>"
-    found = df.select(ids.alias("id"), column.alias("e")).mapInArrow(summarise, schema)
+    found = df.select(ids.alias("id"), column.alias("e")).mapInArrow(in_worker(summarise), schema)
     found = found.groupBy("reason").agg(
         F.sum("n").alias("n"), F.sum("rows").alias("rows"), F.flatten(F.collect_set("ids")).alias("ids")
     )
@@ -282,18 +302,31 @@ def _unpack(column: pa.Array, dim: int) -> tuple[Matrix, NDArray[np.uint8]]:
 
 
 def _unpack_binary(column: pa.Array, dim: int, codes: NDArray[np.uint8]) -> tuple[Matrix, NDArray[np.uint8]]:
-    rows = column.to_pylist()
-    x = np.empty((len(rows), dim), np.float32)
-    for i, packed in enumerate(rows):
-        kind = (
-            _BINARY_TYPES.get(len(packed) // dim) if packed is not None and len(packed) % dim == 0 else None
-        )
-        if kind is None:
-            codes[i] = _NULL if packed is None else _LENGTH
-        else:
-            with np.errstate(over="ignore"):
-                x[i] = np.frombuffer(packed, dtype=np.dtype(kind).newbyteorder("<"))
-    return x[codes == _VALID], codes
+    lengths = pc.binary_length(column).fill_null(-1).to_numpy(zero_copy_only=False)
+    chosen = [(kind, lengths == size * dim) for size, kind in _BINARY_TYPES.items()]
+    for kind, rows in chosen:
+        if rows.all():
+            return _rows_of(column, kind, dim), codes
+    present = np.logical_or.reduce([rows for _, rows in chosen])
+    codes[~present] = _LENGTH
+    codes[lengths == -1] = _NULL
+    x = np.empty((np.count_nonzero(present), dim), np.float32)
+    for kind, rows in chosen:
+        x[rows[present]] = _rows_of(column.filter(pa.array(rows)), kind, dim)
+    return x, codes
+
+
+def _rows_of(column: pa.Array, kind: type[np.floating[Any]], dim: int) -> Matrix:
+    """Return binary values of one kind and length, which lie side by side, as a matrix."""
+    if not len(column):
+        return np.empty((0, dim), np.float32)
+    _, offsets, values = column.buffers()
+    wide = pa.types.is_large_binary(column.type)
+    start = int(np.frombuffer(offsets, np.int64 if wide else np.int32)[column.offset])
+    order = np.dtype(kind).newbyteorder("<")
+    numbers = np.frombuffer(values, order, dim * len(column), start).reshape(-1, dim)
+    with np.errstate(over="ignore"):
+        return numbers.astype(np.float32, copy=False)
 
 
 def _float32(values: pa.Array) -> Matrix:

@@ -32,6 +32,7 @@ from spark_dedup.semantic.progress import progress
 from spark_dedup.semantic.resident import staged
 from spark_dedup.session import barrier_slots, job_progress
 from spark_dedup.tables import col, require_columns
+from spark_dedup.workers import in_worker
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -154,7 +155,7 @@ def _run(
     what = f"k-means, {options.n_clusters:,} clusters"
     with job_progress(spark, what), progress(spark, options.max_iter) as reporter:
         work = staged(lambda batches, peers: fit_task(batches, peers, options, reporter))
-        found = spread.mapInArrow(work, RESULT_SCHEMA, **where).collect()[0]
+        found = spread.mapInArrow(in_worker(work), RESULT_SCHEMA, **where).collect()[0]
     centroids = np.frombuffer(found.centroids, np.float32).reshape(-1, options.dim)
     return json.loads(found.summary), centroids, np.frombuffer(found.sizes, np.int64)
 

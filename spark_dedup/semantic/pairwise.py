@@ -23,6 +23,7 @@ from spark_dedup.semantic.gpu import fit_device, use_device
 from spark_dedup.semantic.ranking import OrderKey, RankingStrategy, order_keys
 from spark_dedup.session import task_slots
 from spark_dedup.tables import col, require_columns
+from spark_dedup.workers import in_worker
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -46,6 +47,7 @@ def pairwise_similarity(
     n_probe: int = 1,
     centroids: NDArray[np.float32] | None = None,
     rank_first: Sequence[OrderKey] = (),
+    vectors: DataFrame | None = None,
     device: str = "auto",
 ) -> DataFrame:
     """Find each record's largest cosine similarity to an earlier-ranked record of its cluster, and that record.
@@ -70,6 +72,8 @@ def pairwise_similarity(
             that a cluster border divides, for about ``n_probe`` ** 2 times the multiplications.
         centroids: (n_clusters, dim) raw centroids, needed for ``n_probe > 1``.
         rank_first: keys that rank before all of these, most important first; equal ones leave it to them.
+        vectors: the same records, embeddings packed (:func:`~spark_dedup.semantic.cluster_files.read_clusters`);
+            then ``assigned`` is read for the ranking alone.
         device: ``"auto"``, ``"cpu"`` or ``"gpu"``: where tasks multiply. A GPU wants a larger
             ``pairwise_batch_size``, such as 8192.
 
@@ -94,14 +98,17 @@ def pairwise_similarity(
     )
     ranking = [*rank_first, *usual]
     keys = [f"_k{i}" for i in range(len(ranking))]
-    rows = assigned.select(
-        col(id_field).alias("_id"),
-        array_column(assigned, embedding_field).alias("_e"),
-        col("centroid").cast("int").alias("_c"),
-        *[key.column.alias(name) for key, name in zip(ranking, keys, strict=True)],
-    )
-    if n_probe != 1:
-        rows = _probe(rows, n_probe, centroids)
+
+    def chosen(df: DataFrame) -> DataFrame:
+        rows = df.select(
+            col(id_field).alias("_id"),
+            array_column(df, embedding_field).alias("_e"),
+            col("centroid").cast("int").alias("_c"),
+            *[key.column.alias(name) for key, name in zip(ranking, keys, strict=True)],
+        )
+        return rows if n_probe == 1 else _probe(rows, n_probe, centroids)
+
+    rows = chosen(assigned if vectors is None else vectors)
     units = spread(
         rows,
         cluster="_c",
@@ -109,10 +116,12 @@ def pairwise_similarity(
         ascending=[key.ascending for key in ranking],
         batch=pairwise_batch_size,
         slots=task_slots(assigned.sparkSession),
+        # The clusters that n_probe adds are told by the vectors.
+        ranked=chosen(assigned) if n_probe == 1 else None,
     )
     calls = cuml.call if fit_device(assigned.sparkSession, device) == "gpu" else None
     found = units.select("_unit", "_query", "_id", "_e").mapInArrow(
-        matcher(pairwise_batch_size, calls), _match_schema(rows)
+        in_worker(matcher(pairwise_batch_size, calls)), _match_schema(rows)
     )
     if n_probe != 1:
         found = _best_of_clusters(found)
@@ -165,7 +174,7 @@ def _probe(rows: DataFrame, n_probe: int, centroids: NDArray[np.float32] | None)
                 cluster = pa.array(others[:, j].astype(np.int32))
                 yield batch.set_column(place, batch.schema.field("_c"), cluster)
 
-    return rows.mapInArrow(repeat, rows.schema)
+    return rows.mapInArrow(in_worker(repeat), rows.schema)
 
 
 def unit_rows(embeddings: pa.Array, ids: pa.Array) -> Matrix:

@@ -16,6 +16,7 @@ from pyspark.sql.types import DoubleType, IntegerType, StructField, StructType
 from spark_dedup.errors import InputError
 from spark_dedup.semantic.identify import SCORE_TOLERANCE, above_threshold, check_eps
 from spark_dedup.tables import col, require_columns
+from spark_dedup.workers import in_worker
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -169,7 +170,7 @@ def _samples(matched: DataFrame, thresholds: Sequence[float], count: int) -> tup
     """Find the pairs nearest to each threshold: every task keeps a few, the driver the nearest of those."""
     fields = matched.schema
     schema = StructType([StructField("at", IntegerType()), StructField("gap", DoubleType()), *fields.fields])
-    found = matched.mapInArrow(_nearest(thresholds, count), schema).collect()
+    found = matched.mapInArrow(in_worker(_nearest(thresholds, count)), schema).collect()
     chosen = []
     for i, eps in enumerate(thresholds):
         for side, sign in (("above", 1), ("below", -1)):

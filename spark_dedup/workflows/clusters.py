@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from spark_dedup.datasets import FileInfo, Named, read_dataset
 from spark_dedup.errors import InputError
 from spark_dedup.footers import parquet_footers
+from spark_dedup.ids.splits import on_gpu
 from spark_dedup.outputs import check_output, exclusive, staged
 from spark_dedup.paths import Location, filesystem, is_local, normalise_path
 from spark_dedup.semantic.assign import assign_clusters, cluster_layout
+from spark_dedup.semantic.cluster_files import parquet_codec, write_clusters
 from spark_dedup.semantic.embeddings import array_column, check_invalid_option, embedding_width
 from spark_dedup.semantic.kmeans import check_init, check_parameters, fit_kmeans
 from spark_dedup.session import active_or_build, job_progress, settings
@@ -67,7 +69,7 @@ class KMeansStage:
         max_samples_per_batch: rows that a GPU works on at once.
         fit_data_fraction: fit on this share of the rows, in (0, 1); all rows are assigned and written.
         read_kwargs: options for Spark's reader.
-        write_kwargs: options for Spark's writer.
+        write_kwargs: ``compression`` of the clusters' files.
         clear_output: replace the results of an earlier run; only the folders named above are ever cleared.
             Without it, finished results are a ``FileExistsError``.
         verbose: log the outcome of each step.
@@ -218,6 +220,7 @@ class KMeansStage:
     def _cluster(self, spark: SparkSession, output: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
         """Fit, assign and write; return counts, quality and time."""
         started = time.monotonic()
+        codec = parquet_codec(spark, options)
         # Columns that nobody asked for need not travel.
         df = self._read(spark).select(
             *map(col, dict.fromkeys([self.id_field, self.embedding_field, *self._kept_fields()]))
@@ -247,17 +250,17 @@ class KMeansStage:
             embedding_field=self.embedding_field,
             metadata_fields=self._kept_fields(),
             invalid_embeddings=self.invalid_embeddings,
+            packed=not on_gpu(spark),
         )
         sizes = (model.cluster_sizes / (self.fit_data_fraction or 1)).astype(np.int64)
         rows = cluster_layout(assigned, cluster_sizes=sizes, id_field=self.id_field)
-        folder = f"{output}/{KMEANS_FOLDER}"
-        with staged(folder, mode="overwrite") as aside, job_progress(spark, "writing the clusters"):
-            # Floats hardly repeat: looking for it would take more time than all the rest of writing.
-            plain = {f"parquet.enable.dictionary#{self.embedding_field}.list.element": "false"}
-            writer = rows.write.partitionBy("centroid").options(**plain, **given_options(options))
-            writer.parquet(aside)
+        with (
+            staged(f"{output}/{KMEANS_FOLDER}", mode="overwrite") as aside,
+            job_progress(spark, "writing the clusters"),
+        ):
+            written = write_clusters(rows, aside, embedding_field=self.embedding_field, codec=codec)
             _write_centroids(f"{aside}/{CENTROIDS_FILE}", model.centroids)
-        counts = _count(spark, folder)
+        counts = written.values()
         done = {
             "kmeans_time": time.monotonic() - started,
             "num_documents": sum(counts),
@@ -296,12 +299,6 @@ def _write_centroids(path: str, centroids: NDArray[np.float32]) -> None:
     np.save(buffer, centroids)
     fs, inner = filesystem(path)
     fs.pipe_file(inner, buffer.getvalue())
-
-
-def _count(spark: SparkSession, folder: str) -> list[int]:
-    """Return the size of each cluster that was written."""
-    counted = read_dataset(spark, folder).groupBy("centroid").count().collect()
-    return [int(row["count"]) for row in counted]
 
 
 def given_options(options: Mapping[str, Any] | None) -> dict[str, Any]:

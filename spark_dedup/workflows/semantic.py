@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 from spark_dedup.datasets import read_dataset
 from spark_dedup.errors import InputError
 from spark_dedup.exact import check_text
+from spark_dedup.ids.splits import on_gpu
 from spark_dedup.ledger import check_ledger
 from spark_dedup.limits import SafetyStopError, check_limits, over_a_limit
 from spark_dedup.outputs import exclusive, staged
 from spark_dedup.paths import Location, delete, exists, normalise_path
 from spark_dedup.rules import TEXT_LENGTH, check_source_rules, with_text_length
+from spark_dedup.semantic.cluster_files import read_clusters
 from spark_dedup.semantic.identify import check_eps
 from spark_dedup.semantic.pairwise import pairwise_similarity
 from spark_dedup.semantic.ranking import (
@@ -25,7 +27,7 @@ from spark_dedup.semantic.ranking import (
     RankingStrategy,
     check_ranking,
 )
-from spark_dedup.session import active_or_build, job_progress
+from spark_dedup.session import active_or_build, job_progress, task_slots
 from spark_dedup.workflows.clusters import KMEANS_FOLDER, KMeansStage, given_options, read_centroids
 from spark_dedup.workflows.planning import plan_of
 from spark_dedup.workflows.recording import record_run
@@ -263,6 +265,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             n_probe=self.n_probe,
             centroids=read_centroids(clusters) if self.n_probe > 1 else None,
             rank_first=rank_first(self),
+            vectors=None if on_gpu(spark) else self._vectors(spark, clusters),
             device=self.device,
         )
         with (
@@ -271,6 +274,26 @@ class SemanticDeduplicationWorkflow(KMeansStage):
         ):
             pairs.write.options(**given_options(self.cache_kwargs)).parquet(aside)
         return {"pairwise_time": time.monotonic() - started}
+
+    def _vectors(self, spark: SparkSession, clusters: str) -> DataFrame:
+        """Read the embeddings of the clusters and what ranks them."""
+        columns = [
+            self.id_field,
+            self.embedding_field,
+            "centroid",
+            L2_DIST_TO_CENT_COL,
+            COSINE_DIST_TO_CENT_COL,
+        ]
+        columns += [] if self.ranking_strategy is None else self.ranking_strategy.metadata_cols
+        columns += [] if self.source_field is None else [self.source_field]
+        columns += [] if self.keep_longest is None else [TEXT_LENGTH]
+        return read_clusters(
+            spark,
+            clusters,
+            list(dict.fromkeys(columns)),
+            embedding_field=self.embedding_field,
+            slots=task_slots(spark),
+        )
 
     def _over_a_limit(
         self, metadata: Mapping[str, Any], removed: DataFrame | None = None

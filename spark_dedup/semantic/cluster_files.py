@@ -1,0 +1,308 @@
+"""Clusters as parquet files, one folder each, written and read by Python tasks.
+
+Spark moves an embedding between parquet, its rows and Arrow value by value; Arrow alone copies blocks of them
+(``benchmarks/RESULTS.md`` has the difference). As with Spark's own writer, a file has its name only when it is
+whole, and only files of tasks that succeeded are kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from spark_dedup.datasets import read_dataset
+from spark_dedup.errors import InputError
+from spark_dedup.paths import delete, filesystem, is_local
+from spark_dedup.semantic.assign import CENTROID_COL
+from spark_dedup.semantic.embeddings import as_lists, packed_matrix, to_matrix
+from spark_dedup.workers import in_worker
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+__all__ = ["parquet_codec", "read_clusters", "write_clusters"]
+
+logger = logging.getLogger(__name__)
+
+ROW_GROUP_BYTES = 64 << 20
+"""A row group is written when it has grown to this size; a task holds one."""
+
+_PARTS_PER_SLOT = 4
+_LEAST_BYTES, _MOST_BYTES = 8 << 20, 128 << 20
+_BATCH_ROWS = 8192
+
+_CODECS = {"none": "none", "uncompressed": "none", "lz4_raw": "lz4"} | {
+    name: name for name in ("snappy", "gzip", "brotli", "lz4", "zstd")
+}
+_SPARK_SCHEMA = "org.apache.spark.sql.parquet.row.metadata"
+
+
+def parquet_codec(spark: SparkSession, options: Mapping[str, Any] | None) -> str:
+    """Return Arrow's name for the compression that options of Spark's writer, or else its settings, ask for.
+
+    Raises:
+        InputError: a compression that Arrow does not write.
+    """
+    given = {name: value for name, value in (options or {}).items() if value is not None}
+    name = given.pop("compression", None) or spark.conf.get("spark.sql.parquet.compression.codec", "snappy")
+    if given:
+        logger.warning("clusters are written by Arrow, which knows no option %s", ", ".join(sorted(given)))
+    codec = _CODECS.get(str(name).lower())
+    if codec is None:
+        raise InputError(f"compression {name!r} is not one of {', '.join(sorted(_CODECS))}")
+    return codec
+
+
+def write_clusters(
+    laid_out: DataFrame, folder: str, *, embedding_field: str, codec: str = "snappy"
+) -> dict[int, int]:
+    """Write rows to ``folder/centroid=N/*.parquet``.
+
+    Args:
+        laid_out: from :func:`cluster_layout`; the embedding may be packed.
+        folder: where to write; nobody else writes below it.
+        embedding_field: column of the embeddings, written as list<float>.
+        codec: from :func:`parquet_codec`.
+
+    Returns:
+        Rows by cluster.
+    """
+    from pyspark.sql.types import ArrayType, FloatType, StructField, StructType
+
+    schema = laid_out.schema
+    cluster = schema.names.index(CENTROID_COL)
+    fields = [f for f in schema.fields if f.name != CENTROID_COL]
+    place = [f.name for f in fields].index(embedding_field)
+    fields[place] = StructField(embedding_field, ArrayType(FloatType()))
+    layout = _Layout(folder, [f.name for f in fields], place, codec, StructType(fields).json())
+
+    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        written = list(_write(batches, cluster, layout))
+        columns = zip(*written, strict=True) if written else ((), (), ())
+        kinds = (pa.int32(), pa.string(), pa.int64())
+        arrays = [pa.array(values, kind) for values, kind in zip(columns, kinds, strict=True)]
+        yield pa.RecordBatch.from_arrays(arrays, ["centroid", "path", "rows"])
+
+    # Plain names inside: mapInArrow looks its columns up by unquoted names.
+    plain = laid_out.toDF(*(f"c{i}" for i in range(len(schema))))
+    found = plain.mapInArrow(in_worker(run), "centroid int, path string, rows bigint").collect()
+    _delete_others(folder, {row.path for row in found})
+    counts: dict[int, int] = {}
+    for row in found:
+        counts[row.centroid] = counts.get(row.centroid, 0) + row.rows
+    return counts
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How files are written: the columns' names, the place of the embedding among them, Spark's schema as JSON."""
+
+    folder: str
+    names: list[str]
+    place: int
+    codec: str
+    schema: str
+
+
+def _write(
+    batches: Iterable[pa.RecordBatch], cluster: int, layout: _Layout
+) -> Iterator[tuple[int, str, int]]:
+    """Write a task's rows, which are sorted by the column ``cluster``; yield (cluster, path, rows) of each file."""
+    from pyspark import TaskContext
+
+    context = TaskContext.get()
+    assert context is not None
+    name = f"part-{context.partitionId():05d}-{context.taskAttemptId()}.parquet"
+    file: _ClusterFile | None = None
+    for batch in batches:
+        numbers = batch.column(cluster).to_numpy()
+        columns = [column for i, column in enumerate(batch.columns) if i != cluster]
+        columns[layout.place] = as_lists(columns[layout.place])
+        rows = pa.RecordBatch.from_arrays(columns, layout.names)
+        edges = [*np.flatnonzero(np.diff(numbers, prepend=-1)).tolist(), len(numbers)]
+        for start, stop in pairwise(edges):
+            number = int(numbers[start])
+            if file is None or file.number != number:
+                if file is not None:
+                    yield file.close()
+                file = _ClusterFile(number, name, layout)
+            file.add(rows.slice(start, stop - start))
+    if file is not None:
+        yield file.close()
+
+
+class _ClusterFile:
+    """A file of one cluster; it gets its name when it is whole."""
+
+    def __init__(self, number: int, name: str, layout: _Layout) -> None:
+        self.number = number
+        folder = f"{layout.folder}/{CENTROID_COL}={number}"
+        self._path = f"{folder}/{name}"
+        self._layout = layout
+        self._rows = 0
+        self._waiting: list[pa.RecordBatch] = []
+        self._bytes = 0
+        self._writer: pq.ParquetWriter | None = None
+        if is_local(folder):
+            os.makedirs(folder, exist_ok=True)
+            self._sink = open(f"{folder}/.{name}", "wb")  # noqa: SIM115
+        else:
+            fs, inner = filesystem(self._path)
+            self._sink = fs.open(inner, "wb")
+
+    def add(self, rows: pa.RecordBatch) -> None:
+        """Take the next rows."""
+        self._rows += rows.num_rows
+        self._waiting.append(rows)
+        self._bytes += rows.nbytes
+        if self._bytes >= ROW_GROUP_BYTES:
+            self._flush()
+
+    def close(self) -> tuple[int, str, int]:
+        """Finish the file; return its cluster, path and number of rows."""
+        self._flush()
+        assert self._writer is not None
+        self._writer.close()
+        self._sink.close()
+        if is_local(self._path):
+            folder, name = os.path.split(self._path)
+            os.replace(f"{folder}/.{name}", self._path)
+        return self.number, self._path, self._rows
+
+    def _flush(self) -> None:
+        """Write what waits as a row group."""
+        if not self._waiting:
+            return
+        table = pa.Table.from_batches(self._waiting)
+        if self._writer is None:
+            self._writer = self._open(table.schema)
+        self._writer.write_table(table, row_group_size=len(table))
+        self._waiting, self._bytes = [], 0
+
+    def _open(self, schema: pa.Schema) -> pq.ParquetWriter:
+        layout = self._layout
+        # Floats hardly repeat, and nobody asks for the least of them.
+        others = [name for i, name in enumerate(layout.names) if i != layout.place]
+        return pq.ParquetWriter(
+            self._sink,
+            schema.with_metadata({_SPARK_SCHEMA: layout.schema}),
+            compression=layout.codec,
+            use_dictionary=others,
+            write_statistics=others,
+            store_schema=False,
+        )
+
+
+def read_clusters(
+    spark: SparkSession, folder: str, columns: Sequence[str], *, embedding_field: str, slots: int
+) -> DataFrame:
+    """Return columns of the clusters in a folder, embeddings packed as binary.
+
+    Args:
+        spark: session.
+        folder: ``kmeans_results``.
+        columns: columns to read, the embedding and ``centroid`` among them.
+        embedding_field: list<float> column, given as binary of little-endian float32.
+        slots: tasks that run at once.
+    """
+    from pyspark.sql.types import BinaryType, StructField, StructType
+
+    there = {field.name: field for field in read_dataset(spark, folder).schema.fields}
+    fields = [there[name] for name in columns]
+    place = list(columns).index(embedding_field)
+    fields[place] = StructField(embedding_field, BinaryType())
+    shares = _shares(folder, slots)
+
+    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for number in batch.column(0).to_pylist():
+                for piece in shares[number]:
+                    yield from _read(piece, columns, place)
+
+    plain = StructType([StructField(f"c{i}", f.dataType) for i, f in enumerate(fields)])
+    return spark.range(0, len(shares), 1, len(shares)).mapInArrow(in_worker(run), plain).toDF(*columns)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Part ``number`` of the ``of`` equal parts of a file's row groups."""
+
+    path: str
+    number: int
+    of: int
+
+
+def _shares(folder: str, slots: int) -> list[list[_Piece]]:
+    """Divide the files below a folder into about equal shares, one per task."""
+    files = [(path, size) for path, size in _files(folder) if path.endswith(".parquet")]
+    total = sum(size for _, size in files)
+    share = min(max(total // (_PARTS_PER_SLOT * slots), _LEAST_BYTES), _MOST_BYTES)
+    shares: list[list[_Piece]] = [[]]
+    filled = 0
+    for path, size in files:
+        parts = max(1, -(-size // share))
+        for number in range(parts):
+            if filled >= share:
+                shares.append([])
+                filled = 0
+            shares[-1].append(_Piece(path, number, parts))
+            filled += size // parts
+    return shares
+
+
+def _read(piece: _Piece, columns: Sequence[str], place: int) -> Iterator[pa.RecordBatch]:
+    """Read a piece; the cluster's number is in the path."""
+    cluster = int(os.path.basename(os.path.dirname(piece.path)).partition("=")[2])
+    stored = [name for name in columns if name != CENTROID_COL]
+    with _opened(piece.path) as source, pq.ParquetFile(source) as file:
+        count = file.num_row_groups
+        groups = range(piece.number * count // piece.of, (piece.number + 1) * count // piece.of)
+        if not groups:
+            return
+        for batch in file.iter_batches(_BATCH_ROWS, row_groups=list(groups), columns=stored):
+            found = {name: batch.column(name) for name in stored}
+            found[CENTROID_COL] = pa.repeat(pa.scalar(cluster, pa.int32()), batch.num_rows)
+            arrays = [found[name] for name in columns]
+            embeddings = arrays[place]
+            dim = len(embeddings[0]) if len(embeddings) else 0
+            arrays[place] = packed_matrix(to_matrix(embeddings, dim))
+            yield pa.RecordBatch.from_arrays(arrays, [f"c{i}" for i in range(len(arrays))])
+
+
+def _opened(path: str) -> AbstractContextManager[Any]:
+    opened: AbstractContextManager[Any]
+    if is_local(path):
+        opened = pa.OSFile(path)
+    else:
+        fs, inner = filesystem(path)
+        opened = fs.open(inner)
+    return opened
+
+
+def _files(folder: str) -> list[tuple[str, int]]:
+    """Return the paths and sizes of all files below a folder, in the order of their names."""
+    if is_local(folder):
+        found = [f"{where}/{name}" for where, _, names in os.walk(folder) for name in names]
+        return sorted((path, os.path.getsize(path)) for path in found)
+    fs, inner = filesystem(folder)
+    listed = fs.find(inner, detail=True)
+    return sorted((fs.unstrip_protocol(path), int(info["size"])) for path, info in listed.items())
+
+
+def _delete_others(folder: str, kept: set[str]) -> None:
+    """Delete the files below a folder that tasks left which were repeated or given up."""
+    if not is_local(folder):
+        fs, _ = filesystem(folder)
+        kept = {fs.unstrip_protocol(fs._strip_protocol(path)) for path in kept}
+    for path, _ in _files(folder):
+        if path not in kept:
+            delete(path)
