@@ -19,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spark_dedup.datasets import read_dataset
 from spark_dedup.errors import InputError
 from spark_dedup.paths import delete, filesystem, is_local
 from spark_dedup.semantic.assign import CENTROID_COL
@@ -203,12 +202,12 @@ class _ClusterFile:
 
 
 def read_clusters(
-    spark: SparkSession, folder: str, columns: Sequence[str], *, embedding_field: str, slots: int
+    clusters: DataFrame, folder: str, columns: Sequence[str], *, embedding_field: str, slots: int
 ) -> DataFrame:
     """Return columns of the clusters in a folder, embeddings packed as binary.
 
     Args:
-        spark: session.
+        clusters: what Spark's reader makes of the folder; only its schema is looked at.
         folder: ``kmeans_results``.
         columns: columns to read, the embedding and ``centroid`` among them.
         embedding_field: list<float> column, given as binary of little-endian float32.
@@ -216,7 +215,7 @@ def read_clusters(
     """
     from pyspark.sql.types import BinaryType, StructField, StructType
 
-    there = {field.name: field for field in read_dataset(spark, folder).schema.fields}
+    there = {field.name: field for field in clusters.schema.fields}
     fields = [there[name] for name in columns]
     place = list(columns).index(embedding_field)
     fields[place] = StructField(embedding_field, BinaryType())
@@ -229,6 +228,7 @@ def read_clusters(
                     yield from _read(piece, columns, place)
 
     plain = StructType([StructField(f"c{i}", f.dataType) for i, f in enumerate(fields)])
+    spark = clusters.sparkSession
     return spark.range(0, len(shares), 1, len(shares)).mapInArrow(in_worker(run), plain).toDF(*columns)
 
 

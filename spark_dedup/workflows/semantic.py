@@ -252,9 +252,10 @@ class SemanticDeduplicationWorkflow(KMeansStage):
     def _compare(self, spark: SparkSession, cache: str) -> dict[str, Any]:
         """Write ``pairwise_results``."""
         started = time.monotonic()
-        clusters = f"{cache}/{KMEANS_FOLDER}"
+        folder = f"{cache}/{KMEANS_FOLDER}"
+        clusters = read_dataset(spark, folder)
         pairs = pairwise_similarity(
-            read_dataset(spark, clusters),
+            clusters,
             id_field=self.id_field,
             embedding_field=self.embedding_field,
             which_to_keep=self.which_to_keep,
@@ -263,9 +264,9 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             pairwise_batch_size=self.pairwise_batch_size,
             random_state=self.random_state,
             n_probe=self.n_probe,
-            centroids=read_centroids(clusters) if self.n_probe > 1 else None,
+            centroids=read_centroids(folder) if self.n_probe > 1 else None,
             rank_first=rank_first(self),
-            vectors=None if on_gpu(spark) else self._vectors(spark, clusters),
+            vectors=None if on_gpu(spark) else self._vectors(clusters, folder),
             device=self.device,
         )
         with (
@@ -275,7 +276,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             pairs.write.options(**given_options(self.cache_kwargs)).parquet(aside)
         return {"pairwise_time": time.monotonic() - started}
 
-    def _vectors(self, spark: SparkSession, clusters: str) -> DataFrame:
+    def _vectors(self, clusters: DataFrame, folder: str) -> DataFrame:
         """Read the embeddings of the clusters and what ranks them."""
         columns = [
             self.id_field,
@@ -288,11 +289,11 @@ class SemanticDeduplicationWorkflow(KMeansStage):
         columns += [] if self.source_field is None else [self.source_field]
         columns += [] if self.keep_longest is None else [TEXT_LENGTH]
         return read_clusters(
-            spark,
             clusters,
+            folder,
             list(dict.fromkeys(columns)),
             embedding_field=self.embedding_field,
-            slots=task_slots(spark),
+            slots=task_slots(clusters.sparkSession),
         )
 
     def _over_a_limit(

@@ -110,7 +110,8 @@ def test_every_row_is_read_once_in_any_shares(spark, tmp_path, monkeypatch, shar
     monkeypatch.setattr(cluster_files, "_LEAST_BYTES", share)
     monkeypatch.setattr(cluster_files, "_MOST_BYTES", share)
     columns = ["centroid", NAME, "id"]
-    read = read_clusters(spark, str(tmp_path), columns, embedding_field=NAME, slots=2)
+    clusters = spark.read.parquet(str(tmp_path))
+    read = read_clusters(clusters, str(tmp_path), columns, embedding_field=NAME, slots=2)
     assert read.columns == columns
     assert read.rdd.getNumPartitions() >= (5 if share < 1500 else 1)
     rows = sorted(read.collect(), key=lambda row: row.id)
