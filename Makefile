@@ -21,6 +21,7 @@ $(STAMP): requirements/dev.lock pyproject.toml jars/jars.json
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@$(BIN)/python -m spark_dedup.runtime delta
+	@$(BIN)/python -m spark_dedup.class_archive
 	@touch $(STAMP)
 
 $(GPU_STAMP): requirements/gpu.lock

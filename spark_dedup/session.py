@@ -9,11 +9,12 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spark_dedup import runtime
+from spark_dedup.class_archive import archive_options
 from spark_dedup.errors import InputError
 
 if TYPE_CHECKING:
@@ -108,8 +109,8 @@ def build_session(
     logging.getLogger("DataFrameQueryContextLogger").setLevel(logging.CRITICAL)
     settings: dict[str, str] = {}
     if not _session_is_given():
-        runtime.ensure_java()
-        settings = _local_settings(version, resolved, master)
+        java = runtime.ensure_java()
+        settings = _local_settings(version, resolved, master, java)
     settings.update({k: str(v) for k, v in (conf or {}).items()})
     builder = SparkSession.builder.appName(app_name)
     for key, value in settings.items():
@@ -134,18 +135,17 @@ def _session_is_given() -> bool:
     return any(name in os.environ for name in given)
 
 
-def _local_settings(version: str, device: str, master: str | None) -> dict[str, str]:
+def _local_settings(version: str, device: str, master: str | None, java: Path) -> dict[str, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     runtime.check_versions(version, gpu=device == "gpu")
     jars = runtime.fetch_jars(version, ("delta", "rapids") if device == "gpu" else ("delta",))
-    here = Path(__file__).resolve().parent
     settings = {
         "spark.master": master or "local[*]",
         "spark.jars": ",".join(str(jar) for jar in jars),
         **DELTA_CONF,
         # Half of the machine for the JVM: Python workers and the page cache need the rest.
         "spark.driver.memory": f"{max(1, min(48, _total_memory_gib() // 2))}g",
-        "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile=file:{here / 'log4j2.properties'}",
+        "spark.driver.extraJavaOptions": joined([*java_options(), *archive_options(java)]),
         # A few tasks of 128 MB would leave cores idle at the end of a stage.
         "spark.sql.files.maxPartitionBytes": "32m",
         # Enough for skew, few enough for small input; adaptive execution merges what is small.
@@ -160,6 +160,16 @@ def _local_settings(version: str, device: str, master: str | None) -> dict[str, 
     if device == "gpu":
         settings.update(_gpu_settings(jars))
     return settings
+
+
+def java_options() -> list[str]:
+    """Return the options of a local session's JVM: quiet logs."""
+    return [f"-Dlog4j2.configurationFile=file:{Path(__file__).resolve().parent / 'log4j2.properties'}"]
+
+
+def joined(options: Sequence[str]) -> str:
+    """Join options of a JVM as Spark takes them apart again, whatever their paths hold."""
+    return " ".join('"' + re.sub(r'(["\\])', r"\\\1", option) + '"' for option in options)
 
 
 def _gpu_settings(jars: list[Path]) -> dict[str, str]:

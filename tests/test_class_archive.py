@@ -1,0 +1,86 @@
+"""The archive of Spark's classes: used where it lies, never in the way."""
+
+import logging
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from spark_dedup import class_archive
+from spark_dedup.class_archive import archive_options, make_archive
+from spark_dedup.runtime import ensure_java
+from spark_dedup.session import joined
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPARK_DEDUP_CACHE", str(tmp_path / "my cache"))
+    return tmp_path / "my cache" / "classes"
+
+
+def answer(returncode, content=None):
+    """What stands in for the training process: it writes its archive, and ends."""
+
+    def run(command, **_):
+        if content is not None:
+            Path(command[-1]).write_bytes(content)
+        return subprocess.CompletedProcess(command, returncode, "", "Traceback\nValueError: no classes\n")
+
+    return run
+
+
+def test_no_archive_no_options(cache):
+    assert archive_options(ensure_java()) == []
+
+
+def test_what_was_made_is_used_by_a_jvm_even_when_it_is_damaged(cache, monkeypatch):
+    java = ensure_java()
+    monkeypatch.setattr(class_archive, "ensure_java", lambda: java)
+    monkeypatch.setattr(class_archive.subprocess, "run", answer(0, b"damaged"))
+    made = make_archive()
+    monkeypatch.undo()
+    monkeypatch.setenv("SPARK_DEDUP_CACHE", str(cache.parent))
+    assert made is not None
+    assert made.parent == cache
+    options = archive_options(java)
+    assert options[0] == f"-XX:SharedArchiveFile={made}"
+    ran = subprocess.run([str(java), *options, "-version"], capture_output=True, text=True, check=True)
+    assert ran.stdout == ""
+    assert "cds" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("process", "reason"),
+    [(answer(1, b"half"), "ValueError: no classes"), (answer(0), "this Java makes none")],
+)
+def test_a_failed_training_leaves_nothing_and_says_why(cache, monkeypatch, caplog, process, reason):
+    monkeypatch.setattr(class_archive, "ensure_java", lambda: Path("/opt/java"))
+    monkeypatch.setattr(class_archive.subprocess, "run", process)
+    with caplog.at_level(logging.WARNING):
+        assert make_archive() is None
+    assert reason in caplog.text
+    assert not list(cache.iterdir())
+
+
+def test_old_archives_go(cache, monkeypatch):
+    cache.mkdir(parents=True)
+    for number in range(9):
+        (cache / f"{number}.jsa").write_bytes(b"old")
+    monkeypatch.setattr(class_archive, "ensure_java", lambda: Path("/opt/java"))
+    monkeypatch.setattr(class_archive.subprocess, "run", answer(0, b"new"))
+    made = make_archive()
+    assert made in set(cache.iterdir())
+    assert len(list(cache.iterdir())) == 4
+
+
+def test_a_local_session_starts_with_the_archive_of_this_environment(spark):
+    beans = spark.sparkContext._jvm.java.lang.management.ManagementFactory
+    given = list(beans.getRuntimeMXBean().getInputArguments())
+    wanted = archive_options(ensure_java())
+    assert [option for option in given if option in wanted] == wanted
+
+
+def test_options_keep_spaces_quotes_and_backslashes():
+    options = ["-Da=/my dir/x", '-Db="q"', "-Dc=back\\slash", "-Dd=$HOME"]
+    assert shlex.split(joined(options)) == options
