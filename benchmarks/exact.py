@@ -139,7 +139,7 @@ def main():
 
 
 def curve(args):
-    """Cost and memory against the number of documents: a process each, 2 GiB of heap, small documents."""
+    """Cost and memory against the number of documents: a process each, 1 GiB of heap, small documents."""
     print("| documents | identify, generated ids | per million | peak memory of all processes |")
     for millions in args.curve:
         docs = make_corpus(args.data, int(millions * 1e6), mean_chars=args.mean_chars)
@@ -219,7 +219,7 @@ def one(args):
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    spark = build_session("benchmarks", device="cpu", conf={"spark.driver.memory": "2g"})
+    spark = build_session("benchmarks", device="cpu", conf={"spark.driver.memory": "1g"})
     for _ in range(2):
         started = time.perf_counter()
         ExactDeduplicationWorkflow(output_path=fresh(args.data / "work" / "one"), input_path=args.one).run(
