@@ -74,7 +74,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
         ranking_strategy: wins over ``which_to_keep``; columns it needs are kept in ``kmeans_results``.
         pairwise_batch_size: rows multiplied at once; bounds the memory of a task.
         eps: similarities of ``1 - eps`` and above are duplicates; None stops after the similarities.
-        cache_kwargs: options for Spark's writer of the intermediate results.
+        cache_kwargs: options for the writers of the intermediate results; the clusters know ``compression``.
         n_probe: clusters each record is compared in; more find pairs that a cluster border divides.
         source_field: column that names each record's source, for the ledger and the rules below; it is kept in
             ``kmeans_results``.
