@@ -86,6 +86,24 @@ def test_rules_of_both_jobs(spark, tmp_path, capsys):
     assert (code, errors.strip()) == (2, "spark-dedup: rules by source need source_field")
 
 
+def test_semantic_removal_from_a_delta_table(spark, tmp_path, capsys):
+    rows = [(1, [1.0, 0.0], "a"), (2, [1.0, 0.0], "b"), (3, [0.0, 1.0], "c"), (4, [0.0, 1.0], "d")]
+    source = str(tmp_path / "in put")
+    given = spark.createDataFrame(rows, "id bigint, embeddings array<float>, text string")
+    given.write.format("delta").save(source)
+    spark.sql(f"DELETE FROM delta.`{source}` WHERE id = 4")
+    code, stdout, errors = run(
+        capsys, "semantic", "--input", source, "--filetype", "delta", "--output", tmp_path / "out",
+        "--n-clusters", 1, "--eps", 0.01, "--which-to-keep", "easy", "--remove", "--json",
+    )  # fmt: skip
+    assert code == 0, errors
+    metadata = json.loads(stdout.splitlines()[-1])
+    assert (metadata["num_documents"], metadata["num_duplicates"]) == (3, 1)
+    assert (metadata["num_duplicates_removed"], metadata["num_documents_written"]) == (1, 2)
+    remaining = spark.read.format("delta").load(str(tmp_path / "out" / "deduplicated")).orderBy("id")
+    assert [(row.id, row.text) for row in remaining.collect()] == [(1, "a"), (3, "c")]
+
+
 def test_dry_run_touches_nothing(spark, docs, tmp_path, capsys):
     code, stdout, _ = run(capsys, "exact", "--input", docs, "--output", tmp_path / "out", "--dry-run")
     assert code == 0

@@ -131,3 +131,20 @@ def test_compression(spark, caplog):
     with caplog.at_level(logging.WARNING):
         assert parquet_codec(spark, {"compression": "zstd", "maxRecordsPerFile": 5}) == "zstd"
     assert "no option maxRecordsPerFile" in caplog.text
+
+
+def test_stores_behind_fsspec():
+    layout = cluster_files._Layout("memory://bucket/out", ["id", "e"], 1, "snappy", "{}")
+    batch = pa.record_batch([pa.array(range(60)), from_matrix(UNIT)], ["id", "e"])
+    kept, left = (cluster_files._ClusterFile(2, name, layout) for name in ("a.parquet", "b.parquet"))
+    for file in (kept, left):
+        file.add(batch)
+    (_, path, _), _ = kept.close(), left.close()
+    cluster_files._delete_others(layout.folder, {path})
+    ((name, _),) = cluster_files._files(layout.folder)
+    assert name.endswith("bucket/out/centroid=2/a.parquet")
+    ((piece,),) = cluster_files._shares(layout.folder, 2)
+    (rows,) = cluster_files._read(piece, ["e", "centroid", "id"], 0)
+    assert rows.column(1).to_pylist() == [2] * 60
+    assert rows.column(2).to_pylist() == list(range(60))
+    assert rows.column(0).to_pylist() == packed_matrix(UNIT).to_pylist()
