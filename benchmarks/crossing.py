@@ -76,7 +76,7 @@ def main():
             cached = df.persist(StorageLevel.MEMORY_ONLY)
             cached.count()
             fresh = spark.read.schema(df.schema).parquet(folder).where("true")
-            for name, source in (("read", fresh), ("cached", cached), ("shuffled", fresh.repartition(8))):
+            for name, source in (("parquet", fresh), ("cache", cached), ("shuffle", fresh.repartition(8))):
                 variants[kind, name, "Arrow"] = source.mapInArrow(by_arrow(given.dim), "total double")
                 variants[kind, name, "pandas"] = source.mapInPandas(by_pandas(given.dim), "total double")
         seconds = {name: [] for name in variants}
