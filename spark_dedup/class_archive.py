@@ -40,9 +40,13 @@ def make_archive() -> Path | None:
 
     None, with the reason in the log, where this Java makes no archives.
     """
-    archive = _archive(ensure_java())
+    java = ensure_java()
+    archive = _archive(java)
     if archive.is_file():
         return archive
+    if not _can_make(java):
+        logger.info("no archive of Spark's classes was made: this Java, a part of a JDK, makes none")
+        return None
     archive.parent.mkdir(parents=True, exist_ok=True)
     logger.info("making an archive of Spark's classes (once; about a minute)")
     with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".make-") as aside:
@@ -54,12 +58,19 @@ def make_archive() -> Path | None:
         except subprocess.TimeoutExpired:
             reason = f"it took more than {_SECONDS} s"
         if reason or not made.is_file():
-            logger.warning("no archive of Spark's classes was made (%s)", reason or "this Java makes none")
+            logger.warning("no archive of Spark's classes was made: %s", reason or "Java wrote none")
             return None
         os.replace(made, archive)
     for old in sorted(archive.parent.glob("*.jsa"), key=lambda path: path.stat().st_mtime)[:-_KEPT]:
         old.unlink(missing_ok=True)
     return archive
+
+
+def _can_make(java: Path) -> bool:
+    """Return whether a Java has the archive of its own classes, which one of Spark's builds upon."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [str(java), f"-XX:ArchiveClassesAtExit={folder}/probe.jsa", "-version"]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def _archive(java: Path) -> Path:

@@ -23,6 +23,8 @@ def answer(returncode, content=None):
     """What stands in for the training process: it writes its archive, and ends."""
 
     def run(command, **_):
+        if command[-1] == "-version":
+            return subprocess.CompletedProcess(command, 0)
         if content is not None:
             Path(command[-1]).write_bytes(content)
         return subprocess.CompletedProcess(command, returncode, "", "Traceback\nValueError: no classes\n")
@@ -52,7 +54,7 @@ def test_what_was_made_is_used_by_a_jvm_even_when_it_is_damaged(cache, monkeypat
 
 @pytest.mark.parametrize(
     ("process", "reason"),
-    [(answer(1, b"half"), "ValueError: no classes"), (answer(0), "this Java makes none")],
+    [(answer(1, b"half"), "ValueError: no classes"), (answer(0), "Java wrote none")],
 )
 def test_a_failed_training_leaves_nothing_and_says_why(cache, monkeypatch, caplog, process, reason):
     monkeypatch.setattr(class_archive, "ensure_java", lambda: Path("/opt/java"))
@@ -61,6 +63,17 @@ def test_a_failed_training_leaves_nothing_and_says_why(cache, monkeypatch, caplo
         assert make_archive() is None
     assert reason in caplog.text
     assert not list(cache.iterdir())
+
+
+def test_a_java_without_an_archive_of_its_own_is_not_trained(cache, tmp_path, monkeypatch, caplog):
+    java = tmp_path / "java"
+    java.write_text("#!/bin/sh\necho 'unsupported when base CDS archive is not loaded' >&2\nexit 1\n")
+    java.chmod(0o755)
+    monkeypatch.setattr(class_archive, "ensure_java", lambda: java)
+    with caplog.at_level(logging.INFO):
+        assert make_archive() is None
+    assert "this Java, a part of a JDK, makes none" in caplog.text
+    assert not cache.exists()
 
 
 def test_old_archives_go(cache, monkeypatch):
