@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from spark_dedup.errors import InputError
-from spark_dedup.runtime import cache_dir, ensure_java, ensure_pyspark
+from spark_dedup.runtime import GIVEN_SESSION, cache_dir, ensure_java, ensure_pyspark
 
 __all__ = ["archive_options", "make_archive"]
 
@@ -52,8 +52,12 @@ def make_archive() -> Path | None:
     with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".make-") as aside:
         made = Path(aside) / archive.name
         command = [sys.executable, "-m", "spark_dedup.class_archive", str(made)]
+        # The training needs a JVM of its own, also where sessions belong to somebody else.
+        env = {name: value for name, value in os.environ.items() if name not in GIVEN_SESSION}
         try:
-            ran = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+            ran = subprocess.run(
+                command, capture_output=True, text=True, timeout=_SECONDS, check=False, env=env
+            )
             reason = "" if ran.returncode == 0 else ran.stderr.strip().rpartition("\n")[2]
         except subprocess.TimeoutExpired:
             reason = f"it took more than {_SECONDS} s"

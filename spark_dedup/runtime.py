@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 MIN_JAVA = 17
 
+GIVEN_SESSION = ("PYSPARK_GATEWAY_PORT", "DATABRICKS_RUNTIME_VERSION", "SPARK_REMOTE")
+"""Variables that say that a session belongs to the environment."""
+
 # Jars are pinned one by one, so no POM is read: the plugin's names a parent that is not published.
 _IVY_SETTINGS = """<ivysettings><settings defaultResolver="central"/><resolvers>
 <ibiblio name="central" m2compatible="true" usepoms="false"/></resolvers></ivysettings>"""

@@ -131,8 +131,7 @@ def active_or_build(spark: SparkSession | None, *, device: str = "auto") -> Spar
 
 
 def _session_is_given() -> bool:
-    given = ("PYSPARK_GATEWAY_PORT", "DATABRICKS_RUNTIME_VERSION", "SPARK_REMOTE")
-    return any(name in os.environ for name in given)
+    return any(name in os.environ for name in runtime.GIVEN_SESSION)
 
 
 def _local_settings(version: str, device: str, master: str | None, java: Path) -> dict[str, str]:

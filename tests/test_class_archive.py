@@ -76,6 +76,21 @@ def test_a_java_without_an_archive_of_its_own_is_not_trained(cache, tmp_path, mo
     assert not cache.exists()
 
 
+def test_the_training_has_a_session_of_its_own(cache, monkeypatch):
+    monkeypatch.setattr(class_archive, "ensure_java", lambda: Path("/opt/java"))
+    monkeypatch.setenv("SPARK_REMOTE", "sc://elsewhere")
+    given = []
+
+    def run(command, **options):
+        given.append(options.get("env"))
+        return answer(0, b"new")(command)
+
+    monkeypatch.setattr(class_archive.subprocess, "run", run)
+    assert make_archive() is not None
+    assert "SPARK_REMOTE" not in given[-1]
+    assert "PATH" in given[-1]
+
+
 def test_old_archives_go(cache, monkeypatch):
     cache.mkdir(parents=True)
     for number in range(9):
