@@ -15,6 +15,7 @@ from pyspark.sql import functions as F
 
 from spark_dedup.errors import InputError
 from spark_dedup.kernels.kmeans import assign
+from spark_dedup.semantic.embedding_files import EmbeddingFiles, plain_rows
 from spark_dedup.semantic.embeddings import (
     Invalid,
     array_column,
@@ -25,9 +26,9 @@ from spark_dedup.semantic.embeddings import (
     unit_matrix,
 )
 from spark_dedup.semantic.ranking import COSINE_DIST_TO_CENT_COL, L2_DIST_TO_CENT_COL
-from spark_dedup.session import barrier_slots, is_connect
+from spark_dedup.session import barrier_slots, is_connect, task_slots
 from spark_dedup.tables import col, require_columns
-from spark_dedup.workers import in_worker
+from spark_dedup.workers import BatchFunction, in_worker
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -52,6 +53,7 @@ def assign_clusters(
     metadata_fields: Sequence[str] | None = None,
     invalid_embeddings: Invalid = "error",
     packed: bool = False,
+    files: EmbeddingFiles | None = None,
 ) -> DataFrame:
     """Assign every row to its nearest centroid; lazy.
 
@@ -64,6 +66,8 @@ def assign_clusters(
         invalid_embeddings: ``"error"`` fails the job at an unusable embedding, ``"drop"`` leaves it out.
         packed: give the embedding as binary of little-endian float32, which Spark copies whole where it copies
             an array value by value. Binary keeps a plan off the GPU.
+        files: the same rows as files (from :func:`find_embedding_files`), which tasks then read by themselves
+            where Arrow knows all columns.
 
     Returns:
         The id, the embedding as unit array<float> (or packed), the metadata fields, ``l2_dist_to_cent`` and
@@ -85,10 +89,15 @@ def assign_clusters(
     schema = _assigned_schema(source, packed=packed)
     load, dim = _shipped(df.sparkSession, model.centroids), model.centroids.shape[1]
     drop, give = invalid_embeddings == "drop", packed_matrix if packed else from_matrix
+    opened: BatchFunction = iter
+    if files is not None and files.columns >= set(kept):
+        shares = files.small_shares(max(1, task_slots(df.sparkSession)))
+        source = df.sparkSession.range(0, len(shares), 1, len(shares))
+        opened = plain_rows(shares, [id_field, embedding_field, *kept[1:]])
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         centroids = load()
-        for batch in batches:
+        for batch in opened(batches):
             unit, codes = unit_matrix(batch.column(1), dim)
             if codes.any():
                 if not drop:

@@ -5,19 +5,21 @@ All of it is native Spark on one row per cluster or block, so neither the driver
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from pyspark.sql import Window
 from pyspark.sql import functions as F
 
+from spark_dedup.kernels.hashing import murmur3_ints
 from spark_dedup.semantic.ranking import precedes
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
-__all__ = ["plan_units", "slot_keys", "spread"]
+__all__ = ["TASKS_PER_SLOT", "of_one_block", "plan_units", "slot_keys", "spread"]
 
 MIN_BATCHES, MAX_BATCHES = 4, 16
 """A block has this many batches of rows: fewer ship a row too often, more need too much memory."""
@@ -72,6 +74,16 @@ def spread(
         .drop("_slot_key")
         .sortWithinPartitions(*order)
     )
+
+
+def of_one_block(sizes: Mapping[int, int], *, batch: int, slots: int) -> set[int]:
+    """Return the clusters that :func:`plan_units` would not cut, of those whose sizes are known."""
+    share = sum(n * n / 2 for n in sizes.values()) / (_UNITS_PER_SLOT * max(1, slots))
+
+    def block_rows(n: int) -> int:
+        return max(MIN_BATCHES * batch, min(MAX_BATCHES * batch, math.ceil(share / n)))
+
+    return {cluster for cluster, n in sizes.items() if n and n <= block_rows(n)}
 
 
 def plan_units(
@@ -156,22 +168,8 @@ def slot_keys(count: int) -> list[int]:
     start, chunk = 0, 64 * count
     while len(found) < count:
         candidates = np.arange(start, start + chunk, dtype=np.uint32)
-        places = _murmur3(candidates).astype(np.int32).astype(np.int64) % count
+        places = murmur3_ints(candidates).astype(np.int32).astype(np.int64) % count
         for place, first in zip(*np.unique(places, return_index=True), strict=True):
             found.setdefault(int(place), int(candidates[first]))
         start += chunk
     return [found[place] for place in range(count)]
-
-
-def _murmur3(values: np.ndarray) -> np.ndarray:
-    """Murmur3 (x86, 32 bits, seed 42) of 4-byte integers, as Spark computes it."""
-
-    def rotate(x: np.ndarray, by: int) -> np.ndarray:
-        return (x << np.uint32(by)) | (x >> np.uint32(32 - by))
-
-    k = rotate(values * np.uint32(0xCC9E2D51), 15) * np.uint32(0x1B873593)
-    h = rotate(np.uint32(42) ^ k, 13) * np.uint32(5) + np.uint32(0xE6546B64)
-    h ^= np.uint32(4)
-    h = (h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B)
-    h = (h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35)
-    return h ^ (h >> np.uint32(16))

@@ -1,4 +1,4 @@
-"""Clusters as parquet files, one folder each, written and read by Python tasks.
+"""Clusters as parquet files, one folder each, written by Python tasks.
 
 Spark moves an embedding between parquet, its rows and Arrow value by value; Arrow alone copies blocks of them
 (``benchmarks/RESULTS.md`` has the difference). As with Spark's own writer, a file has its name only when it is
@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -22,22 +21,19 @@ import pyarrow.parquet as pq
 from spark_dedup.errors import InputError
 from spark_dedup.paths import delete, filesystem, is_local
 from spark_dedup.semantic.assign import CENTROID_COL
-from spark_dedup.semantic.embeddings import as_lists, packed_matrix, to_matrix
+from spark_dedup.semantic.cluster_reading import files_below
+from spark_dedup.semantic.embeddings import as_lists
 from spark_dedup.workers import in_worker
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-__all__ = ["parquet_codec", "read_clusters", "write_clusters"]
+__all__ = ["parquet_codec", "write_clusters"]
 
 logger = logging.getLogger(__name__)
 
 ROW_GROUP_BYTES = 64 << 20
 """A row group is written when it has grown to this size; a task holds one."""
-
-_PARTS_PER_SLOT = 4
-_LEAST_BYTES, _MOST_BYTES = 8 << 20, 128 << 20
-_BATCH_ROWS = 8192
 
 _CODECS = {"none": "none", "uncompressed": "none", "lz4_raw": "lz4"} | {
     name: name for name in ("snappy", "gzip", "brotli", "lz4", "zstd")
@@ -201,108 +197,11 @@ class _ClusterFile:
         )
 
 
-def read_clusters(
-    clusters: DataFrame, folder: str, columns: Sequence[str], *, embedding_field: str, slots: int
-) -> DataFrame:
-    """Return columns of the clusters in a folder, embeddings packed as binary.
-
-    Args:
-        clusters: what Spark's reader makes of the folder; only its schema is looked at.
-        folder: ``kmeans_results``.
-        columns: columns to read, the embedding and ``centroid`` among them.
-        embedding_field: list<float> column, given as binary of little-endian float32.
-        slots: tasks that run at once.
-    """
-    from pyspark.sql.types import BinaryType, StructField, StructType
-
-    there = {field.name: field for field in clusters.schema.fields}
-    fields = [there[name] for name in columns]
-    place = list(columns).index(embedding_field)
-    fields[place] = StructField(embedding_field, BinaryType())
-    shares = _shares(folder, slots)
-
-    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            for number in batch.column(0).to_pylist():
-                for piece in shares[number]:
-                    yield from _read(piece, columns, place)
-
-    plain = StructType([StructField(f"c{i}", f.dataType) for i, f in enumerate(fields)])
-    spark = clusters.sparkSession
-    return spark.range(0, len(shares), 1, len(shares)).mapInArrow(in_worker(run), plain).toDF(*columns)
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """Part ``number`` of the ``of`` equal parts of a file's row groups."""
-
-    path: str
-    number: int
-    of: int
-
-
-def _shares(folder: str, slots: int) -> list[list[_Piece]]:
-    """Divide the files below a folder into about equal shares, one per task."""
-    files = [(path, size) for path, size in _files(folder) if path.endswith(".parquet")]
-    total = sum(size for _, size in files)
-    share = min(max(total // (_PARTS_PER_SLOT * slots), _LEAST_BYTES), _MOST_BYTES)
-    shares: list[list[_Piece]] = [[]]
-    filled = 0
-    for path, size in files:
-        parts = max(1, -(-size // share))
-        for number in range(parts):
-            if filled >= share:
-                shares.append([])
-                filled = 0
-            shares[-1].append(_Piece(path, number, parts))
-            filled += size // parts
-    return shares
-
-
-def _read(piece: _Piece, columns: Sequence[str], place: int) -> Iterator[pa.RecordBatch]:
-    """Read a piece; the cluster's number is in the path."""
-    cluster = int(os.path.basename(os.path.dirname(piece.path)).partition("=")[2])
-    stored = [name for name in columns if name != CENTROID_COL]
-    with _opened(piece.path) as source, pq.ParquetFile(source) as file:
-        count = file.num_row_groups
-        groups = range(piece.number * count // piece.of, (piece.number + 1) * count // piece.of)
-        if not groups:
-            return
-        for batch in file.iter_batches(_BATCH_ROWS, row_groups=list(groups), columns=stored):
-            found = {name: batch.column(name) for name in stored}
-            found[CENTROID_COL] = pa.repeat(pa.scalar(cluster, pa.int32()), batch.num_rows)
-            arrays = [found[name] for name in columns]
-            embeddings = arrays[place]
-            dim = len(embeddings[0]) if len(embeddings) else 0
-            arrays[place] = packed_matrix(to_matrix(embeddings, dim))
-            yield pa.RecordBatch.from_arrays(arrays, [f"c{i}" for i in range(len(arrays))])
-
-
-def _opened(path: str) -> AbstractContextManager[Any]:
-    opened: AbstractContextManager[Any]
-    if is_local(path):
-        opened = pa.OSFile(path)
-    else:
-        fs, inner = filesystem(path)
-        opened = fs.open(inner)
-    return opened
-
-
-def _files(folder: str) -> list[tuple[str, int]]:
-    """Return the paths and sizes of all files below a folder, in the order of their names."""
-    if is_local(folder):
-        found = [f"{where}/{name}" for where, _, names in os.walk(folder) for name in names]
-        return sorted((path, os.path.getsize(path)) for path in found)
-    fs, inner = filesystem(folder)
-    listed = fs.find(inner, detail=True)
-    return sorted((fs.unstrip_protocol(path), int(info["size"])) for path, info in listed.items())
-
-
 def _delete_others(folder: str, kept: set[str]) -> None:
     """Delete the files below a folder that tasks left which were repeated or given up."""
     if not is_local(folder):
         fs, _ = filesystem(folder)
         kept = {fs.unstrip_protocol(fs._strip_protocol(path)) for path in kept}
-    for path, _ in _files(folder):
+    for path, _ in files_below(folder):
         if path not in kept:
             delete(path)

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from spark_dedup.errors import InputError
 from spark_dedup.kernels import cuml
 from spark_dedup.kernels.arrays import Array
 from spark_dedup.semantic import gpu
@@ -47,8 +48,12 @@ def fit_task(
     batches: Iterable[pa.RecordBatch], peers: Peers, options: FitOptions, reporter: Reporter
 ) -> Iterator[pa.RecordBatch]:
     """One task's part of the fit; the root gives one row, the others none."""
-    data = collect_rows(batches, options.dim)
-    checks = list(peers.gather(data.check))
+    try:
+        data = collect_rows(batches, options.dim)
+    except InputError as error:
+        _agree(peers, error)
+        raise
+    checks = _agree(peers, data.check)
     check = sum(checks[1:], checks[0]) if checks else data.check
     usable = check.rows - check.invalid
     enough = usable >= options.n_clusters and (options.drop_invalid or not check.invalid)
@@ -65,6 +70,18 @@ def fit_task(
                 best = fit
     if peers.rank == 0:
         yield _result(check, best)
+
+
+def _agree(peers: Peers, found: EmbeddingCheck | InputError) -> list[EmbeddingCheck]:
+    """Return what all tasks found, at the root; where one failed, all raise its error.
+
+    Spark shows the error of the task that it hears of first, which else might be one that lost its peers.
+    """
+    all_found = list(peers.gather(found))
+    error = peers.from_root(next((one for one in all_found if isinstance(one, InputError)), None))
+    if error is not None:
+        raise error
+    return [one for one in all_found if isinstance(one, EmbeddingCheck)]
 
 
 def _fit_runs(

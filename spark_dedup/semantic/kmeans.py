@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from pyspark.sql import functions as F
 
 from spark_dedup.errors import InputError
+from spark_dedup.semantic.embedding_files import EmbeddingFiles, Sample, keyed_rows
 from spark_dedup.semantic.embeddings import (
     EmbeddingCheck,
     Invalid,
@@ -32,15 +34,19 @@ from spark_dedup.semantic.progress import progress
 from spark_dedup.semantic.resident import staged
 from spark_dedup.session import barrier_slots, job_progress
 from spark_dedup.tables import col, require_columns
-from spark_dedup.workers import in_worker
+from spark_dedup.workers import BatchFunction, in_worker
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import DataFrame, SparkSession
 
 __all__ = ["KMeansModel", "check_init", "check_parameters", "fit_kmeans"]
 
 logger = logging.getLogger(__name__)
 
+Rows = tuple["DataFrame", BatchFunction]
+"""Rows, one partition per task, and how a task reads its batches of them."""
+
+_SAMPLE_OF = 1 << 30
 _INITS = ("k-means||", "scalable-k-means++", "random")
 
 
@@ -83,6 +89,7 @@ def fit_kmeans(
     max_points_per_centroid: int | None = None,
     invalid_embeddings: Invalid = "error",
     device: str = "auto",
+    files: EmbeddingFiles | None = None,
 ) -> KMeansModel:
     """Fit plain Euclidean k-means to the embeddings, scaled to unit length.
 
@@ -107,6 +114,8 @@ def fit_kmeans(
         max_points_per_centroid: fit on at most this many rows per centroid, drawn by hash.
         invalid_embeddings: ``"error"``, or ``"drop"`` to leave out null, ragged, non-finite and zero ones.
         device: ``"auto"``, ``"cpu"`` or ``"gpu"`` (cuML on the executors' GPUs, one task per GPU).
+        files: the same rows as files (from :func:`find_embedding_files`), which tasks then read by themselves
+            where the files' row groups spread evenly.
 
     Raises:
         InputError: for arguments out of range, columns that do not fit, unusable embeddings, or fewer rows
@@ -128,11 +137,24 @@ def fit_kmeans(
     name = col(id_field) if id_field else F.lit(None)
     key = F.xxhash64(name) if id_field else F.xxhash64(column)
     rows = df.select(key.alias("key"), name.cast("string").alias("id"), column.alias("e"))
+    sample = None
     if fit_data_fraction is not None:
         # Another seed than the key's own, and than the starts': a sample of a sample must stay fair.
-        share = F.pmod(F.xxhash64(F.lit(random_state), F.col("key")), F.lit(1 << 30))
-        rows = rows.where(share < int(fit_data_fraction * (1 << 30)))
-    summary, centroids, sizes = _run(rows, options, by_key=id_field is not None)
+        sample = Sample(random_state, int(fit_data_fraction * _SAMPLE_OF), _SAMPLE_OF)
+        rows = rows.where(
+            F.pmod(F.xxhash64(F.lit(sample.seed), F.col("key")), F.lit(sample.of)) < sample.below
+        )
+
+    def rows_in(count: int) -> Rows:
+        if id_field is None:
+            return rows.repartition(count), iter
+        shares = None if files is None else files.even_shares(count)
+        if shares is None:
+            return rows.repartition(count, "key"), iter
+        numbers = df.sparkSession.range(0, count, 1, count)
+        return numbers, keyed_rows(shares, id_field=id_field, embedding_field=embedding_field, sample=sample)
+
+    summary, centroids, sizes = _run(df.sparkSession, options, rows_in)
     check = EmbeddingCheck(dim, summary["rows"], Counter(summary["counts"]), tuple(summary["examples"]))
     check.settle(embedding_field, invalid_embeddings)
     if "n_iter" not in summary:
@@ -144,18 +166,17 @@ def fit_kmeans(
 
 
 def _run(
-    rows: DataFrame, options: FitOptions, *, by_key: bool
+    spark: SparkSession, options: FitOptions, rows_in: Callable[[int], Rows]
 ) -> tuple[dict[str, Any], NDArray[np.float32], NDArray[np.int64]]:
-    spark = rows.sparkSession
     slots, profile = gpu_tasks(spark) if options.device == "gpu" else (barrier_slots(spark), None)
     if not slots:
         logger.warning("dynamic allocation allows no barrier stage: k-means runs in one task")
-    spread = rows.repartition(max(1, slots), F.col("key")) if by_key else rows.repartition(max(1, slots))
+    rows, opened = rows_in(max(1, slots))
     where: dict[str, Any] = {"barrier": slots > 0} | ({"profile": profile} if profile else {})
     what = f"k-means, {options.n_clusters:,} clusters"
     with job_progress(spark, what), progress(spark, options.max_iter) as reporter:
-        work = staged(lambda batches, peers: fit_task(batches, peers, options, reporter))
-        found = spread.mapInArrow(in_worker(work), RESULT_SCHEMA, **where).collect()[0]
+        work = staged(lambda batches, peers: fit_task(opened(batches), peers, options, reporter))
+        found = rows.mapInArrow(in_worker(work), RESULT_SCHEMA, **where).collect()[0]
     centroids = np.frombuffer(found.centroids, np.float32).reshape(-1, options.dim)
     return json.loads(found.summary), centroids, np.frombuffer(found.sizes, np.int64)
 

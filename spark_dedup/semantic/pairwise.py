@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -17,10 +17,11 @@ from spark_dedup.errors import InputError
 from spark_dedup.kernels import cuml
 from spark_dedup.kernels.arrays import Array, normalise, row_norms
 from spark_dedup.kernels.similarity import NO_MATCH, Best, best_among, best_earlier, nearest_rows
-from spark_dedup.semantic.blocks import spread
+from spark_dedup.semantic.blocks import TASKS_PER_SLOT, of_one_block, spread
+from spark_dedup.semantic.cluster_reading import StoredClusters
 from spark_dedup.semantic.embeddings import Matrix, array_column, to_matrix
 from spark_dedup.semantic.gpu import fit_device, use_device
-from spark_dedup.semantic.ranking import OrderKey, RankingStrategy, order_keys
+from spark_dedup.semantic.ranking import DISTANCES, OrderKey, RankingStrategy, order_keys
 from spark_dedup.session import task_slots
 from spark_dedup.tables import col, require_columns
 from spark_dedup.workers import in_worker
@@ -32,6 +33,8 @@ __all__ = ["matcher", "pairwise_similarity", "unit_rows"]
 
 _UNIT_TOLERANCE = 1e-6
 _FLUSH_ROWS = 8192
+_PLAIN_IDS = ("tinyint", "smallint", "int", "bigint", "string")
+"""Types that Arrow orders as Spark does."""
 
 
 def pairwise_similarity(
@@ -47,7 +50,7 @@ def pairwise_similarity(
     n_probe: int = 1,
     centroids: NDArray[np.float32] | None = None,
     rank_first: Sequence[OrderKey] = (),
-    vectors: DataFrame | None = None,
+    stored: StoredClusters | None = None,
     device: str = "auto",
 ) -> DataFrame:
     """Find each record's largest cosine similarity to an earlier-ranked record of its cluster, and that record.
@@ -72,8 +75,8 @@ def pairwise_similarity(
             that a cluster border divides, for about ``n_probe`` ** 2 times the multiplications.
         centroids: (n_clusters, dim) raw centroids, needed for ``n_probe > 1``.
         rank_first: keys that rank before all of these, most important first; equal ones leave it to them.
-        vectors: the same records, embeddings packed (:func:`~spark_dedup.semantic.cluster_files.read_clusters`);
-            then ``assigned`` is read for the ranking alone.
+        stored: the same records as files, which tasks then read by themselves; ``assigned`` is read for the
+            ranking of the clusters that are cut, and for rankings that need more than a distance and the id.
         device: ``"auto"``, ``"cpu"`` or ``"gpu"``: where tasks multiply. A GPU wants a larger
             ``pairwise_batch_size``, such as 8192.
 
@@ -98,6 +101,8 @@ def pairwise_similarity(
     )
     ranking = [*rank_first, *usual]
     keys = [f"_k{i}" for i in range(len(ranking))]
+    spark = assigned.sparkSession
+    slots = task_slots(spark)
 
     def chosen(df: DataFrame) -> DataFrame:
         rows = df.select(
@@ -108,32 +113,61 @@ def pairwise_similarity(
         )
         return rows if n_probe == 1 else _probe(rows, n_probe, centroids)
 
-    rows = chosen(assigned if vectors is None else vectors)
-    units = spread(
-        rows,
-        cluster="_c",
-        keys=keys,
-        ascending=[key.ascending for key in ranking],
-        batch=pairwise_batch_size,
-        slots=task_slots(assigned.sparkSession),
-        # The clusters that n_probe adds are told by the vectors.
-        ranked=chosen(assigned) if n_probe == 1 else None,
-    )
-    calls = cuml.call if fit_device(assigned.sparkSession, device) == "gpu" else None
-    found = units.select("_unit", "_query", "_id", "_e").mapInArrow(
-        in_worker(matcher(pairwise_batch_size, calls)), _match_schema(rows)
-    )
+    match = matcher(pairwise_batch_size, cuml.call if fit_device(spark, device) == "gpu" else None)
+    by_distance = ranking_strategy is None and which_to_keep != "random" and not rank_first and n_probe == 1
+    one_block, cut = None, None
+    if stored is not None and by_distance and dict(assigned.dtypes)[id_field] in _PLAIN_IDS:
+        one_block, cut = _divided(stored.sizes(), batch=pairwise_batch_size, slots=slots)
+    matches = None
+    if stored is not None and one_block is not None:
+        tasks, read = stored.whole(
+            one_block,
+            tasks=slots * TASKS_PER_SLOT,
+            id_field=id_field,
+            rank_by=DISTANCES[distance_metric],
+            ascending=usual[0].ascending,
+        )
+        work = in_worker(lambda batches: match(read(batches)))
+        matches = tasks.mapInArrow(work, _match_schema(assigned, id_field))
+    if matches is None or cut:
+        if cut is not None:
+            assigned = assigned.where(F.col("centroid").isin([*cut]))
+        rows = chosen(assigned if stored is None else stored.vectors(slots=slots, clusters=cut))
+        units = spread(
+            rows,
+            cluster="_c",
+            keys=keys,
+            ascending=[key.ascending for key in ranking],
+            batch=pairwise_batch_size,
+            slots=slots,
+            # The clusters that n_probe adds are told by the vectors.
+            ranked=chosen(assigned) if n_probe == 1 else None,
+        )
+        found = units.select("_unit", "_query", "_id", "_e").mapInArrow(
+            in_worker(match), _match_schema(rows, "_id")
+        )
+        matches = found if matches is None else matches.unionByName(found)
     if n_probe != 1:
-        found = _best_of_clusters(found)
-    return found.select(
+        matches = _best_of_clusters(matches)
+    return matches.select(
         F.col("id"),
         F.coalesce("max_id", "id").alias("max_id"),
         F.coalesce("cosine_sim_score", F.lit(0.0).cast("float")).alias("cosine_sim_score"),
     )
 
 
-def _match_schema(rows: DataFrame) -> StructType:
-    id_type = rows.schema["_id"].dataType
+def _divided(
+    sizes: Mapping[int, int] | None, *, batch: int, slots: int
+) -> tuple[dict[int, int] | None, set[int] | None]:
+    """Return the sizes of the clusters that one task compares whole, and which others are cut into blocks."""
+    if sizes is None:
+        return None, None
+    one_block = of_one_block(sizes, batch=batch, slots=slots)
+    return {cluster: sizes[cluster] for cluster in one_block}, sizes.keys() - one_block
+
+
+def _match_schema(rows: DataFrame, id_field: str) -> StructType:
+    id_type = next(f.dataType for f in rows.schema.fields if f.name == id_field)
     return StructType(
         [
             StructField("id", id_type),

@@ -1,8 +1,9 @@
 """How the tasks of one barrier stage talk: everything goes to the first task and comes back from it.
 
-Sums travel over sockets between the Python workers, authenticated by a secret that the barrier shares:
-``allGather`` goes through the driver and hands every message to every task, which costs tasks squared times
-the size of the centroids. Where the workers cannot reach each other, ``allGather`` does the work.
+Sums travel over sockets between the Python workers, authenticated by a secret that the tasks bring along:
+``allGather`` goes through the driver, answers only after a second of polling, and hands every message to every
+task, which costs tasks squared times the size of the centroids. Where the workers cannot reach each other,
+``allGather`` does the work.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ import os
 import pickle
 import secrets
 import socket
-from collections.abc import Iterator
+import struct
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,8 +29,29 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_CONNECT_SECONDS = 10
+_CONNECT_SECONDS = 30.0
+_RETRY_SECONDS = 0.02
+_HANDSHAKE_SECONDS = 5
+_PORTS = 8
+_PORT_RANGE = range(32768, 61000)  # where Linux itself takes ports for callers, so firewalls treat them alike
 _ALL_HERE = "all here"
+
+# A stranger on a port may close, be silent, or speak another language.
+_STRANGER = (OSError, EOFError, AuthenticationError, AssertionError, ValueError)
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """How the tasks of one stage find each other: ports of the root's machine, tried in turn, and a secret."""
+
+    ports: tuple[int, ...]
+    secret: bytes
+
+    @classmethod
+    def arrange(cls) -> Meeting:
+        """Draw ports and a secret; on the driver, once per stage."""
+        ports = secrets.SystemRandom().sample(_PORT_RANGE, _PORTS)
+        return cls(tuple(ports), secrets.token_hex(32).encode())
 
 
 class Peers(Protocol):
@@ -125,7 +150,7 @@ class Star:
 
 
 @contextlib.contextmanager
-def connect(context: BarrierTaskContext) -> Iterator[Peers]:
+def connect(context: BarrierTaskContext, meeting: Meeting) -> Iterator[Peers]:
     """Connect the tasks of a barrier stage; every one of them must call this.
 
     Yields:
@@ -135,42 +160,53 @@ def connect(context: BarrierTaskContext) -> Iterator[Peers]:
     if len(hosts) == 1:
         yield Alone()
         return
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(listen(hosts[0])) if rank == 0 else None
-        offer = f"{listener.getsockname()[1]}:{secrets.token_hex(32)}" if listener else ""
-        port, secret = context.allGather(offer)[0].split(":")
-        connections: list[Connection[Any, Any]] = []
-        # The sockets tell by themselves whether all are there: another allGather would cost its polling second.
-        peers: Peers = Star(rank, len(hosts), connections)
-        try:
-            if listener:
-                connections += accept(listener, len(hosts) - 1, secret.encode())
-                for connection in connections:
-                    connection.send(_ALL_HERE)
-            else:
-                connections.append(dial((hosts[0], int(port)), rank, secret.encode()))
-                connections[0].recv()
-        except (OSError, EOFError, AuthenticationError) as error:
-            logger.warning("task %d: no way to the others (%s): exchanging through the driver", rank, error)
+    connections: list[Connection[Any, Any]] = []
+    peers: Peers = Star(rank, len(hosts), connections)
+    try:
+        if rank == 0:
+            with listen(hosts[0], meeting.ports) as listener:
+                connections += accept(listener, len(hosts) - 1, meeting.secret, timeout=_CONNECT_SECONDS)
             for connection in connections:
-                connection.close()
-            peers = Gathering(context)
+                connection.send(_ALL_HERE)
+        else:
+            connections.append(_find_root(hosts[0], rank, meeting))
+            connections[0].recv()
+    except _STRANGER as error:
+        logger.warning("task %d: no way to the others (%s): exchanging through the driver", rank, error)
+        for connection in connections:
+            connection.close()
+        peers = Gathering(context)
+    with contextlib.ExitStack() as stack:
         for connection in connections:
             stack.callback(connection.close)
         yield peers
 
 
+def _find_root(host: str, rank: int, meeting: Meeting) -> Connection[Any, Any]:
+    """Try the ports in turn until the root, which may start later, answers on one."""
+    deadline = time.monotonic() + _CONNECT_SECONDS
+    while True:
+        for port in meeting.ports:
+            try:
+                return dial((host, port), rank, meeting.secret, timeout=_CONNECT_SECONDS)
+            except _STRANGER as error:
+                if time.monotonic() > deadline:
+                    raise
+                logger.debug("task %d: %s:%d is not the root: %s", rank, host, port, error)
+        time.sleep(_RETRY_SECONDS)
+
+
 @contextlib.contextmanager
-def connect_meanwhile(context: BarrierTaskContext) -> Iterator[Peers]:
-    """As ``connect``, beside other work: the barrier answers only after a second of polling."""
-    meeting = connect(context)
+def connect_meanwhile(context: BarrierTaskContext, meeting: Meeting) -> Iterator[Peers]:
+    """As ``connect``, beside other work."""
+    connecting = connect(context, meeting)
     with ThreadPoolExecutor(1, "spark-dedup-peers") as thread:
-        met = thread.submit(meeting.__enter__)
+        met = thread.submit(connecting.__enter__)
         try:
             yield Later(context.partitionId(), len(_hosts(context)), met)
         finally:
             met.result()
-            meeting.__exit__(None, None, None)
+            connecting.__exit__(None, None, None)
 
 
 def _hosts(context: BarrierTaskContext) -> list[str]:
@@ -184,26 +220,33 @@ def threads_per_task(context: BarrierTaskContext) -> int:
     return max(1, cores // hosts.count(hosts[context.partitionId()]))
 
 
-def listen(host: str) -> socket.socket:
-    """Open a free port, on the named address where it is this machine's own."""
-    try:
-        return socket.create_server((host, 0), backlog=1024)
-    except OSError:  # the name that other machines use is not one of this machine's own
-        return socket.create_server(("", 0), backlog=1024)
+def listen(host: str, ports: Sequence[int] = (0,)) -> socket.socket:
+    """Open the first free port, on the named address where it is this machine's own; 0 stands for any.
+
+    Raises:
+        OSError: all are taken.
+    """
+    for address in (host, ""):  # the name that other machines use may be none of this machine's own
+        for port in ports:
+            with contextlib.suppress(OSError):
+                return socket.create_server((address, port), backlog=1024)
+    raise OSError(f"none of the ports {', '.join(map(str, ports))} is free")
 
 
 def accept(
-    listener: socket.socket, count: int, secret: bytes, *, timeout: float | None = _CONNECT_SECONDS
+    listener: socket.socket, count: int, secret: bytes, *, timeout: float | None
 ) -> list[Connection[Any, Any]]:
-    """Return ``count`` connections in the order of the ranks that the callers give."""
-    listener.settimeout(timeout)
+    """Return ``count`` connections in the order of the ranks that the callers give; strangers are turned away."""
+    deadline = None if timeout is None else time.monotonic() + timeout
     by_rank: dict[int, Connection[Any, Any]] = {}
     try:
         while len(by_rank) < count:
-            connection = _wrap(listener.accept()[0])
-            deliver_challenge(connection, secret)
-            answer_challenge(connection, secret)
-            by_rank[connection.recv()] = connection
+            listener.settimeout(None if deadline is None else max(0.001, deadline - time.monotonic()))
+            caller, _ = listener.accept()
+            with contextlib.suppress(*_STRANGER), _shaking_hands(caller) as connection:
+                deliver_challenge(connection, secret)
+                answer_challenge(connection, secret)
+                by_rank[connection.recv()] = connection
     except BaseException:  # those who are here must not wait for an answer
         for connection in by_rank.values():
             connection.close()
@@ -215,14 +258,29 @@ def dial(
     address: tuple[str, int], rank: int, secret: bytes, *, timeout: float = _CONNECT_SECONDS
 ) -> Connection[Any, Any]:
     """Connect to a listener as ``rank``; both sides prove that they know the secret."""
-    connection = _wrap(socket.create_connection(address, timeout=timeout))
-    answer_challenge(connection, secret)
-    deliver_challenge(connection, secret)
-    connection.send(rank)
-    return connection
+    with _shaking_hands(socket.create_connection(address, timeout=timeout)) as connection:
+        answer_challenge(connection, secret)
+        deliver_challenge(connection, secret)
+        connection.send(rank)
+        return connection
 
 
-def _wrap(sock: socket.socket) -> Connection[Any, Any]:
+@contextlib.contextmanager
+def _shaking_hands(sock: socket.socket) -> Iterator[Connection[Any, Any]]:
+    """Give a connection that waits a few seconds for an answer inside the block, and for ever after it."""
     sock.setblocking(True)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return Connection(sock.detach())
+    connection: Connection[Any, Any] = Connection(sock.detach())
+    try:
+        _wait_at_most(connection, _HANDSHAKE_SECONDS)
+        yield connection
+        _wait_at_most(connection, 0)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _wait_at_most(connection: Connection[Any, Any], seconds: int) -> None:
+    sock = socket.socket(fileno=connection.fileno())
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", seconds, 0))
+    sock.detach()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COSINE_DIST_TO_CENT_COL",
+    "DISTANCES",
     "L2_DIST_TO_CENT_COL",
     "OrderKey",
     "RankingStrategy",
@@ -27,7 +28,7 @@ __all__ = [
 L2_DIST_TO_CENT_COL = "l2_dist_to_cent"
 COSINE_DIST_TO_CENT_COL = "cosine_dist_to_cent"
 
-_DISTANCES = {"cosine": COSINE_DIST_TO_CENT_COL, "l2": L2_DIST_TO_CENT_COL}
+DISTANCES = {"cosine": COSINE_DIST_TO_CENT_COL, "l2": L2_DIST_TO_CENT_COL}
 _KEEP = ("hard", "easy", "random")
 _STRATEGIES = ("sort", "random")
 
@@ -109,7 +110,7 @@ def check_ranking(which_to_keep: str, distance_metric: str) -> None:
     """Raise ``InputError`` for an unknown word."""
     if which_to_keep not in _KEEP:
         raise InputError(f"which_to_keep must be 'hard', 'easy' or 'random', not {which_to_keep!r}")
-    if distance_metric not in _DISTANCES:
+    if distance_metric not in DISTANCES:
         raise InputError(f"distance_metric must be 'cosine' or 'l2', not {distance_metric!r}")
 
 
@@ -141,7 +142,7 @@ def order_keys(
     if ranking_strategy is None and which_to_keep == "random":
         ranking_strategy = RankingStrategy.random(random_seed)
     if ranking_strategy is None:
-        distance = _DISTANCES[distance_metric]
+        distance = DISTANCES[distance_metric]
         _require(df, [id_field, distance])
         ascending = which_to_keep == "easy"
         return [OrderKey(col(distance), ascending), OrderKey(col(id_field), ascending)]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from spark_dedup.kernels.arrays import row_norms
 from spark_dedup.kernels.seeding import uniform
 from spark_dedup.semantic.embeddings import EmbeddingCheck, check_of, unit_matrix
-from spark_dedup.semantic.peers import Alone, Peers, connect_meanwhile, threads_per_task
+from spark_dedup.semantic.peers import Alone, Meeting, Peers, connect_meanwhile, threads_per_task
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +92,7 @@ def _squares(x: Matrix) -> float:
 
 def staged(work: Callable[[Iterable[pa.RecordBatch], Peers], Iterator[pa.RecordBatch]]) -> Any:
     """Wrap ``work`` for ``mapInArrow``: connect the tasks of the stage and share the cores among them."""
+    meeting = Meeting.arrange()
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         from pyspark import BarrierTaskContext, TaskContext
@@ -101,7 +102,7 @@ def staged(work: Callable[[Iterable[pa.RecordBatch], Peers], Iterator[pa.RecordB
             with blas_threads(os.cpu_count() or 1):
                 yield from work(batches, Alone())
             return
-        with connect_meanwhile(context) as peers, blas_threads(threads_per_task(context)):
+        with connect_meanwhile(context, meeting) as peers, blas_threads(threads_per_task(context)):
             yield from work(batches, peers)
 
     return run

@@ -22,6 +22,7 @@ from spark_dedup.outputs import check_output, exclusive, staged
 from spark_dedup.paths import Location, filesystem, is_local, normalise_path
 from spark_dedup.semantic.assign import assign_clusters, cluster_layout
 from spark_dedup.semantic.cluster_files import parquet_codec, write_clusters
+from spark_dedup.semantic.embedding_files import EmbeddingFiles, find_embedding_files
 from spark_dedup.semantic.embeddings import array_column, check_invalid_option, embedding_width
 from spark_dedup.semantic.kmeans import check_init, check_parameters, fit_kmeans
 from spark_dedup.session import active_or_build, job_progress, settings
@@ -159,7 +160,7 @@ class KMeansStage:
         done = steps.result("kmeans")
         if done is None:
             with settings(spark, _reader_settings(found.files), reason=type(self).__name__):
-                done = self._cluster(spark, folder, options)
+                done = self._cluster(spark, found, folder, options)
             steps.finish("kmeans", done, wrote=[KMEANS_FOLDER])
         return done
 
@@ -217,7 +218,9 @@ class KMeansStage:
             )
         return JobInput(found.source, found.files, rows)
 
-    def _cluster(self, spark: SparkSession, output: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _cluster(
+        self, spark: SparkSession, found: JobInput, output: str, options: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
         """Fit, assign and write; return counts, quality and time."""
         started = time.monotonic()
         codec = parquet_codec(spark, options)
@@ -225,6 +228,7 @@ class KMeansStage:
         df = self._read(spark).select(
             *map(col, dict.fromkeys([self.id_field, self.embedding_field, *self._kept_fields()]))
         )
+        files = self._embedding_files(df, found)
         model = fit_kmeans(
             df,
             n_clusters=self.n_clusters,
@@ -242,6 +246,7 @@ class KMeansStage:
             max_points_per_centroid=self.max_points_per_centroid,
             invalid_embeddings=self.invalid_embeddings,
             device=self.device,
+            files=files,
         )
         assigned = assign_clusters(
             df,
@@ -251,6 +256,7 @@ class KMeansStage:
             metadata_fields=self._kept_fields(),
             invalid_embeddings=self.invalid_embeddings,
             packed=not on_gpu(spark),
+            files=None if on_gpu(spark) else files,
         )
         sizes = (model.cluster_sizes / (self.fit_data_fraction or 1)).astype(np.int64)
         rows = cluster_layout(assigned, cluster_sizes=sizes, id_field=self.id_field)
@@ -274,6 +280,14 @@ class KMeansStage:
                 "%d clusters of up to %d records, inertia %.6g", len(counts), max(counts), done["inertia"]
             )
         return done
+
+    def _embedding_files(self, df: DataFrame, found: JobInput) -> EmbeddingFiles | None:
+        """Return the input's files where tasks can read them as Spark would."""
+        plain = found.source.kind == "files" and self.input_filetype == "parquet"
+        if not plain or given_options(self.read_kwargs):
+            return None
+        names = {"id_field": self.id_field, "embedding_field": self.embedding_field}
+        return find_embedding_files(df, found.files, **names)
 
 
 def _reader_settings(files: Sequence[FileInfo]) -> dict[str, str]:

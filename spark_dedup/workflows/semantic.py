@@ -18,7 +18,7 @@ from spark_dedup.limits import SafetyStopError, check_limits, over_a_limit
 from spark_dedup.outputs import exclusive, staged
 from spark_dedup.paths import Location, delete, exists, normalise_path
 from spark_dedup.rules import TEXT_LENGTH, check_source_rules, with_text_length
-from spark_dedup.semantic.cluster_files import read_clusters
+from spark_dedup.semantic.cluster_reading import StoredClusters
 from spark_dedup.semantic.identify import check_eps
 from spark_dedup.semantic.pairwise import pairwise_similarity
 from spark_dedup.semantic.ranking import (
@@ -27,7 +27,7 @@ from spark_dedup.semantic.ranking import (
     RankingStrategy,
     check_ranking,
 )
-from spark_dedup.session import active_or_build, job_progress, task_slots
+from spark_dedup.session import active_or_build, job_progress
 from spark_dedup.workflows.clusters import KMEANS_FOLDER, KMeansStage, given_options, read_centroids
 from spark_dedup.workflows.planning import plan_of
 from spark_dedup.workflows.recording import record_run
@@ -266,7 +266,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             n_probe=self.n_probe,
             centroids=read_centroids(folder) if self.n_probe > 1 else None,
             rank_first=rank_first(self),
-            vectors=None if on_gpu(spark) else self._vectors(clusters, folder),
+            stored=None if on_gpu(spark) else self._stored(clusters, folder),
             device=self.device,
         )
         with (
@@ -276,8 +276,8 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             pairs.write.options(**given_options(self.cache_kwargs)).parquet(aside)
         return {"pairwise_time": time.monotonic() - started}
 
-    def _vectors(self, clusters: DataFrame, folder: str) -> DataFrame:
-        """Read the embeddings of the clusters and what ranks them."""
+    def _stored(self, clusters: DataFrame, folder: str) -> StoredClusters:
+        """Return the clusters with the columns that are compared and that rank."""
         columns = [
             self.id_field,
             self.embedding_field,
@@ -288,13 +288,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
         columns += [] if self.ranking_strategy is None else self.ranking_strategy.metadata_cols
         columns += [] if self.source_field is None else [self.source_field]
         columns += [] if self.keep_longest is None else [TEXT_LENGTH]
-        return read_clusters(
-            clusters,
-            folder,
-            list(dict.fromkeys(columns)),
-            embedding_field=self.embedding_field,
-            slots=task_slots(clusters.sparkSession),
-        )
+        return StoredClusters(clusters, folder, list(dict.fromkeys(columns)), self.embedding_field)
 
     def _over_a_limit(
         self, metadata: Mapping[str, Any], removed: DataFrame | None = None

@@ -97,18 +97,21 @@ def _ids_to_remove(job: SemanticDeduplicationWorkflow, spark: SparkSession, cach
         return ids
     # A chain ends at a matched record that is not itself removed.
     survivors = found.select(F.col("max_id").alias("id")).distinct().join(ids, "id", "left_anti")
-    return ids.unionByName(_without_protected(job, survivors, _records(job, spark, cache)))
+    return ids.unionByName(_without_protected(job, survivors, spark, cache))
 
 
 def _removable(job: SemanticDeduplicationWorkflow, spark: SparkSession, cache: str) -> DataFrame:
     """Return the matches of all records that a rule does not keep."""
     pairs = read_dataset(spark, f"{cache}/{PAIRWISE_FOLDER}")
-    return _without_protected(job, pairs, _records(job, spark, cache))
+    return _without_protected(job, pairs, spark, cache)
 
 
-def _without_protected(job: SemanticDeduplicationWorkflow, rows: DataFrame, records: DataFrame) -> DataFrame:
+def _without_protected(
+    job: SemanticDeduplicationWorkflow, rows: DataFrame, spark: SparkSession, cache: str
+) -> DataFrame:
     if not job.protected_sources:
         return rows
+    records = _records(job, spark, cache)
     safe = records.where(F.col("source").isin(list(job.protected_sources))).select("id")
     return rows.join(safe, "id", "left_anti")
 

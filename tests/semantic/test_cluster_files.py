@@ -11,9 +11,10 @@ import pytest
 from pyspark.sql import functions as F
 
 from spark_dedup.errors import InputError
-from spark_dedup.semantic import cluster_files
+from spark_dedup.semantic import cluster_files, cluster_reading
 from spark_dedup.semantic.assign import cluster_layout
-from spark_dedup.semantic.cluster_files import parquet_codec, read_clusters, write_clusters
+from spark_dedup.semantic.cluster_files import parquet_codec, write_clusters
+from spark_dedup.semantic.cluster_reading import StoredClusters
 from spark_dedup.semantic.embeddings import from_matrix, packed_matrix
 
 NAME = "the `e`.x é"
@@ -107,11 +108,12 @@ def test_every_row_is_read_once_in_any_shares(spark, tmp_path, monkeypatch, shar
         table = pa.table({"id": rows, "more": rows * 0.5, NAME: from_matrix(UNIT[rows])})
         pq.write_table(table, tmp_path / f"centroid={cluster}" / "0.parquet", row_group_size=cluster - 8)
     (tmp_path / "kmeans_centroids.npy").write_bytes(b"no parquet")
-    monkeypatch.setattr(cluster_files, "_LEAST_BYTES", share)
-    monkeypatch.setattr(cluster_files, "_MOST_BYTES", share)
+    monkeypatch.setattr(cluster_reading, "_LEAST_BYTES", share)
+    monkeypatch.setattr(cluster_reading, "_MOST_BYTES", share)
     columns = ["centroid", NAME, "id"]
     clusters = spark.read.parquet(str(tmp_path))
-    read = read_clusters(clusters, str(tmp_path), columns, embedding_field=NAME, slots=2)
+    stored = StoredClusters(clusters, str(tmp_path), columns, NAME)
+    read = stored.vectors(slots=2)
     assert read.columns == columns
     assert read.rdd.getNumPartitions() >= (5 if share < 1500 else 1)
     rows = sorted(read.collect(), key=lambda row: row.id)
@@ -120,6 +122,9 @@ def test_every_row_is_read_once_in_any_shares(spark, tmp_path, monkeypatch, shar
     got = np.array([np.frombuffer(row[NAME], "<f4") for row in rows])
     np.testing.assert_array_equal(got, UNIT)
     assert read.agg(F.sum("id")).first()[0] == 60 * 59 // 2
+    some = stored.vectors(slots=2, clusters={11, 14}).select("id").toArrow()["id"].to_pylist()
+    assert sorted(some) == np.flatnonzero(np.isin(CLUSTER, [11, 14])).tolist()
+    assert stored.sizes() == dict.fromkeys(range(10, 15), 12)
 
 
 def test_compression(spark, caplog):
@@ -141,10 +146,10 @@ def test_stores_behind_fsspec():
         file.add(batch)
     (_, path, _), _ = kept.close(), left.close()
     cluster_files._delete_others(layout.folder, {path})
-    ((name, _),) = cluster_files._files(layout.folder)
+    ((name, _),) = cluster_reading.files_below(layout.folder)
     assert name.endswith("bucket/out/centroid=2/a.parquet")
-    ((piece,),) = cluster_files._shares(layout.folder, 2)
-    (rows,) = cluster_files._read(piece, ["e", "centroid", "id"], 0)
+    ((piece,),) = cluster_reading._shares(layout.folder, 2)
+    (rows,) = cluster_reading._read(piece, ["e", "centroid", "id"], 0)
     assert rows.column(1).to_pylist() == [2] * 60
     assert rows.column(2).to_pylist() == list(range(60))
     assert rows.column(0).to_pylist() == packed_matrix(UNIT).to_pylist()

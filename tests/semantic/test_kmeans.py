@@ -115,13 +115,11 @@ def test_tasks_that_cannot_reach_each_other_go_through_the_driver(df, model, mon
                 raise OSError("no route to host")
 
             dial, seconds = peers.dial, peers._CONNECT_SECONDS
-            peers.dial = refuse
-            peers.accept.__kwdefaults__["timeout"] = 0.5
+            peers.dial, peers._CONNECT_SECONDS = refuse, 0.5
             try:
                 yield from run(batches)
             finally:
-                peers.dial = dial
-                peers.accept.__kwdefaults__["timeout"] = seconds
+                peers.dial, peers._CONNECT_SECONDS = dial, seconds
 
         return patched
 

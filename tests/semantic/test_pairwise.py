@@ -7,6 +7,7 @@ from sklearn.datasets import make_blobs
 
 from spark_dedup.errors import InputError
 from spark_dedup.semantic.blocks import plan_units, slot_keys
+from spark_dedup.semantic.cluster_reading import StoredClusters
 from spark_dedup.semantic.embeddings import from_matrix
 from spark_dedup.semantic.identify import above_threshold
 from spark_dedup.semantic.pairwise import matcher, pairwise_similarity
@@ -126,6 +127,50 @@ def test_blobs(spark, keep, removed):
     distance = 1 - (x * means[label]).sum(axis=1) / np.linalg.norm(means, axis=1)[label]
     pairs = pairwise_similarity(frame(spark, x, label, distance), which_to_keep=keep)
     assert pairs.filter(above_threshold(0.01)).count() == removed
+
+
+@pytest.mark.parametrize("kind", ["long", "string"])
+@pytest.mark.parametrize("keep", ["hard", "easy"])
+@pytest.mark.parametrize("batch", [1, 8, 1024], ids=["all cut", "some cut", "none cut"])
+def test_stored_clusters_are_compared_alike(spark, clusters, tmp_path, kind, keep, batch, monkeypatch):
+    """Clusters of one block are read by the tasks, larger ones go through Spark: the result is one."""
+    x, cluster, distance = clusters
+    df = frame(spark, x, cluster, distance)
+    if kind == "string":
+        df = df.withColumn("id", F.format_string("é%05d", "id"))
+    df.repartition(3).write.partitionBy("centroid").parquet(str(tmp_path / "k"))
+    written = spark.read.parquet(str(tmp_path / "k"))
+    stored = StoredClusters(written, str(tmp_path / "k"), written.columns, "embeddings")
+    whole, cut = [], []
+    read_whole, read_cut = StoredClusters.whole, StoredClusters.vectors
+    monkeypatch.setattr(
+        StoredClusters,
+        "whole",
+        lambda self, sizes, **kw: whole.append(sizes) or read_whole(self, sizes, **kw),
+    )
+    monkeypatch.setattr(
+        StoredClusters, "vectors", lambda self, **kw: cut.append(kw["clusters"]) or read_cut(self, **kw)
+    )
+    options = {"which_to_keep": keep, "pairwise_batch_size": batch}
+    found = result(written, stored=stored, **options)
+    assert found == result(df, **options)
+    sizes = {0: 1, 1: 2, 2: 60, 4: 30}
+    one_block = {1: {0: 1, 1: 2}, 8: {0: 1, 1: 2, 4: 30}, 1024: sizes}[batch]
+    assert whole == [one_block]
+    assert cut == ([sizes.keys() - one_block] if batch < 1024 else [])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"which_to_keep": "random"}, {"ranking_strategy": RankingStrategy.metadata_based(["l2_dist_to_cent"])}],
+    ids=["random", "metadata"],
+)
+def test_stored_clusters_in_an_order_that_spark_computes(spark, clusters, tmp_path, options):
+    df = frame(spark, *clusters)
+    df.write.partitionBy("centroid").parquet(str(tmp_path / "k"))
+    written = spark.read.parquet(str(tmp_path / "k"))
+    stored = StoredClusters(written, str(tmp_path / "k"), written.columns, "embeddings")
+    assert result(written, stored=stored, **options) == result(df, **options)
 
 
 def test_probing_finds_pairs_across_a_border(spark, clusters):
