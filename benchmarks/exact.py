@@ -109,6 +109,7 @@ def main():
     )
     parser.add_argument("--start-up", action="store_true", help="ten rows by the command line; only that")
     parser.add_argument("--mean-chars", type=int, default=560, help="of the curve's documents")
+    parser.add_argument("--heap", default="1g", help="of the curve's processes")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -139,12 +140,13 @@ def main():
 
 
 def curve(args):
-    """Cost and memory against the number of documents: a process each, 1 GiB of heap, small documents."""
+    """Cost and memory against the number of documents: a process each, small documents."""
     print("| documents | identify, generated ids | per million | peak memory of all processes |")
     for millions in args.curve:
         docs = make_corpus(args.data, int(millions * 1e6), mean_chars=args.mean_chars)
         ran = subprocess.run(
-            [sys.executable, "-m", "benchmarks.exact", "--one", str(docs), "--data", str(args.data)],
+            [sys.executable, "-m", "benchmarks.exact", "--one", str(docs), "--data", str(args.data),
+             "--heap", args.heap],
             capture_output=True, text=True, check=True, cwd=HERE.parent,
         )  # fmt: skip
         seconds, peak = map(float, ran.stdout.split()[-2:])
@@ -219,7 +221,7 @@ def one(args):
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    spark = build_session("benchmarks", device="cpu", conf={"spark.driver.memory": "1g"})
+    spark = build_session("benchmarks", device="cpu", conf={"spark.driver.memory": args.heap})
     for _ in range(2):
         started = time.perf_counter()
         ExactDeduplicationWorkflow(output_path=fresh(args.data / "work" / "one"), input_path=args.one).run(

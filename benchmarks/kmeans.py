@@ -3,8 +3,8 @@
     python benchmarks/kmeans.py [--rows 100000] [--dim 384] [--clusters 500] [--iterations 20] [--repeat 3]
                                 [--mllib] [--cap 64 256] [--no-sklearn]
 
-Times are medians, in a warm Spark session. Ours reads parquet: by its tasks, as the jobs do, and by Spark, as for any
-DataFrame; scikit-learn has its matrix in memory.
+Times are medians, in a warm Spark session. Ours reads parquet: by its tasks, as the jobs do, and by Spark, as for
+any DataFrame; scikit-learn has its matrix in memory.
 """
 
 import argparse

@@ -12,7 +12,9 @@ from typing import Any
 import click
 
 import spark_dedup
+from spark_dedup.datasets import is_small
 from spark_dedup.errors import InputError
+from spark_dedup.session import compile_quickly
 
 __all__ = ["cli", "main"]
 
@@ -256,6 +258,8 @@ def _run(workflow: Any, options: dict[str, Any], **arguments: Any) -> Any:
         options.pop(name)
     dry_run = options.pop("dry_run")
     job = workflow(**{**options, **arguments})
+    if is_small(job.input_path):
+        compile_quickly()
     return job.plan() if dry_run else job.run()
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "Named",
     "Source",
     "find_source",
+    "is_small",
     "is_table_name",
     "list_files",
     "partition_root",
@@ -38,6 +39,7 @@ EXTENSIONS: dict[str, tuple[str, ...]] = {
     "parquet": (".parquet",),
     "jsonl": (".jsonl", ".json", ".jsonl.gz", ".json.gz"),
 }
+_SMALL_BYTES, _SMALL_FILES = 8 << 20, 1000
 _NAME = r"(?:`(?:[^`]|``)+`|\w+)"
 _TABLE = re.compile(rf"{_NAME}(?:\.{_NAME}){{0,2}}")
 
@@ -147,6 +149,23 @@ def list_files(
             raise FileNotFoundError(f"no input files: {path} holds no file ending in {', '.join(endings)}")
         found |= here
     return sorted(found)
+
+
+def is_small(source: Named) -> bool:
+    """Return whether a source is local files of a few megabytes together, without looking at more of them."""
+    given = [source] if isinstance(source, str | PathLike) else list(source)
+    held, seen = 0, 0
+    for path in map(normalise_path, given):
+        if not is_local(path) or not os.path.exists(path):
+            return False
+        files = (
+            [path] if os.path.isfile(path) else (f"{d}/{f}" for d, _, names in os.walk(path) for f in names)
+        )
+        for file in files:
+            held, seen = held + os.lstat(file).st_size, seen + 1
+            if held > _SMALL_BYTES or seen > _SMALL_FILES:
+                return False
+    return True
 
 
 def _hidden(name: str) -> bool:

@@ -24,6 +24,7 @@ __all__ = [
     "active_or_build",
     "barrier_slots",
     "build_session",
+    "compile_quickly",
     "describe_device",
     "is_connect",
     "job_progress",
@@ -40,6 +41,8 @@ DELTA_CONF = {
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
 }
 DEVICES = ("auto", "cpu", "gpu")
+
+_PROCESS_OPTIONS: list[str] = []
 
 
 def resolve_device(device: str = "auto", *, master: str | None = None) -> str:
@@ -144,7 +147,7 @@ def _local_settings(version: str, device: str, master: str | None, java: Path) -
         **DELTA_CONF,
         # Half of the machine for the JVM: Python workers and the page cache need the rest.
         "spark.driver.memory": f"{max(1, min(48, _total_memory_gib() // 2))}g",
-        "spark.driver.extraJavaOptions": joined([*java_options(), *archive_options(java)]),
+        "spark.driver.extraJavaOptions": joined([*java_options(), *_PROCESS_OPTIONS, *archive_options(java)]),
         # A few tasks of 128 MB would leave cores idle at the end of a stage.
         "spark.sql.files.maxPartitionBytes": "32m",
         # Enough for skew, few enough for small input; adaptive execution merges what is small.
@@ -164,6 +167,14 @@ def _local_settings(version: str, device: str, master: str | None, java: Path) -
 def java_options() -> list[str]:
     """Return the options of a local session's JVM: quiet logs."""
     return [f"-Dlog4j2.configurationFile=file:{Path(__file__).resolve().parent / 'log4j2.properties'}"]
+
+
+def compile_quickly() -> None:
+    """Have this process's JVM, when it starts, compile quickly rather than well.
+
+    For a process that ends with its job, where that is over before good code pays.
+    """
+    _PROCESS_OPTIONS[:] = ["-XX:TieredStopAtLevel=1"]
 
 
 def joined(options: Sequence[str]) -> str:

@@ -151,3 +151,15 @@ def test_spark_submit(docs, tmp_path):
     metadata = json.loads(ran.stdout.splitlines()[-1])
     assert (metadata["num_duplicates"], metadata["num_documents_written"]) == (3, 7)
     assert sorted(pq.read_table(tmp_path / "out" / "deduplicated")["n"].to_pylist()) == [0, 1, 3, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_small_input_is_compiled_quickly(spark, docs, tmp_path, monkeypatch, small):
+    called = []
+    monkeypatch.setattr("spark_dedup.cli.compile_quickly", lambda: called.append(True))
+    if not small:
+        monkeypatch.setattr("spark_dedup.datasets._SMALL_BYTES", 0)
+    with pytest.raises(SystemExit) as ended:
+        main(["exact", "--input", str(docs), "--output", str(tmp_path / "o"), "--dry-run"])
+    assert ended.value.code == 0
+    assert called == ([True] if small else [])

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from spark_dedup.datasets import find_source, is_table_name, list_files, read_dataset
+from spark_dedup import datasets
+from spark_dedup.datasets import find_source, is_small, is_table_name, list_files, read_dataset
 from spark_dedup.errors import InputError
 from spark_dedup.footers import check_schemas, parquet_footers
 
@@ -160,3 +161,19 @@ def test_a_view_over_a_dropped_table(spark):
         assert "\n" not in str(caught.value)
     finally:
         spark.sql("DROP VIEW ds_over")
+
+
+def test_small_sources(tmp_path, monkeypatch):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "x.parquet").write_bytes(b"x" * 600)
+    (tmp_path / "y.parquet").write_bytes(b"y" * 600)
+    monkeypatch.setattr(datasets, "_SMALL_BYTES", 1000)
+    assert is_small(tmp_path / "a")
+    assert is_small(str(tmp_path / "y.parquet"))
+    assert not is_small(tmp_path)
+    assert not is_small([tmp_path / "a", tmp_path / "y.parquet"])
+    assert not is_small([tmp_path / "a", tmp_path / "missing"])
+    assert not is_small("s3://bucket/tiny.parquet")
+    assert not is_small("schema.table")
+    monkeypatch.setattr(datasets, "_SMALL_FILES", 0)
+    assert not is_small(tmp_path / "a")
