@@ -211,3 +211,21 @@ def test_a_broken_file_is_named_before_anything_else(spark, tmp_path):
         with pytest.raises(InputError, match=r"1 unreadable parquet file.*0\.parquet"):
             job.run(spark)
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+def test_on_spark_connect(spark, tmp_path, run_connect):
+    """Clusters that one task compares, and with small blocks clusters that are cut: as in a classic session."""
+    folder = write(tmp_path / "in", make_blobs([100, 200, 300], 3, random_state=42)[0])
+    out = run_connect(f"""
+from spark_dedup import SemanticDeduplicationWorkflow
+for batch in (1024, 8):
+    output = f"{tmp_path}/{{batch}}"
+    job = SemanticDeduplicationWorkflow({str(folder)!r}, output, 3, eps=1e-3, pairwise_batch_size=batch)
+    print(batch, job.run(spark)["num_duplicates"])
+""")
+    job = SemanticDeduplicationWorkflow(folder, tmp_path / "classic", 3, eps=1e-3)
+    count = job.run(spark)["num_duplicates"]
+    assert 0 < count < 600
+    assert out.splitlines()[-2:] == [f"1024 {count}", f"8 {count}"]
+    removed = [ids_in(tmp_path / name / "duplicates") for name in ("classic", "1024", "8")]
+    assert removed[0] == removed[1] == removed[2]
