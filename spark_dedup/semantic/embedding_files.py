@@ -8,6 +8,7 @@ that every task can open and that Spark and Arrow read alike; for all else there
 from __future__ import annotations
 
 import heapq
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -89,7 +90,7 @@ class EmbeddingFiles:
         for group in self.groups:
             shares.setdefault((before + group.bytes // 2) * count // total, []).append(group)
             before += group.bytes
-        return list(shares.values())
+        return list(shares.values()) or [[]]
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,8 @@ def find_embedding_files(
     for file, footer in zip(files, parquet_footers(files), strict=True):
         schema = footer.schema.to_arrow_schema()
         here = {f.name for f in schema if f.name in types and _PLAIN.get(f.type) == types[f.name]}
+        # Where a folder is named like a column, its value is what Spark reads.
+        here -= {part.partition("=")[0] for part in os.path.dirname(file.path).split("/") if "=" in part}
         columns = here if columns is None else columns & here
         vector = schema.field(embedding_field).type if embedding_field in schema.names else None
         if vector is None or not _is_vector(vector, types[embedding_field]):

@@ -145,6 +145,16 @@ def test_a_column_that_one_file_lacks_is_not_known(spark, tmp_path):
     assert files.columns == {"id"}
 
 
+def test_a_column_that_folders_name_is_left_to_spark(spark, tmp_path):
+    table = pa.table({"id": np.arange(4), "note": list("abcd"), NAME: from_matrix(matrix(4))})
+    write(tmp_path / "in", table, files=1)
+    (tmp_path / "in" / "note=x").mkdir()
+    (tmp_path / "in" / "part 0.parquet").rename(tmp_path / "in" / "note=x" / "part.parquet")
+    df, files = found_in(spark, str(tmp_path / "in"))
+    assert {row.note for row in df.collect()} == {"x"}
+    assert files.columns == {"id"}
+
+
 def test_a_broken_page_is_named(spark, tmp_path):
     table = pa.table({"id": np.arange(ROWS), NAME: from_matrix(matrix())})
     folder = write(tmp_path / "in", table, files=2)
@@ -171,7 +181,7 @@ def test_invalid_embeddings_are_found(spark, tmp_path):
     assert kept.count() == 58
 
 
-groups = st.lists(st.integers(0, 10**6), min_size=1, max_size=40).map(
+groups = st.lists(st.integers(0, 10**6), max_size=40).map(
     lambda rows: tuple(RowGroup("f", i, n, 1536 * n) for i, n in enumerate(rows))
 )
 
@@ -180,6 +190,7 @@ groups = st.lists(st.integers(0, 10**6), min_size=1, max_size=40).map(
 def test_shares_hold_every_row_group_once(groups, count):
     files = EmbeddingFiles(groups, frozenset())
     small = files.small_shares(count)
+    assert small
     assert [group for share in small for group in share] == list(groups)
     even = files.even_shares(count)
     if even is not None:
