@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from spark_dedup.errors import InputError
+from spark_dedup.java import java_options, joined
 from spark_dedup.runtime import GIVEN_SESSION, cache_dir, ensure_java, ensure_pyspark
 
 __all__ = ["archive_options", "make_archive"]
@@ -93,7 +94,6 @@ def _train(archive: str) -> None:
     import pyarrow.parquet as pq
 
     from spark_dedup import ExactDeduplicationWorkflow, TextDuplicatesRemovalWorkflow, build_session
-    from spark_dedup.session import java_options, joined
 
     options = joined([*java_options(), f"-XX:ArchiveClassesAtExit={archive}"])
     spark = build_session("class archive", device="cpu", conf={"spark.driver.extraJavaOptions": options})

@@ -14,7 +14,7 @@ import click
 import spark_dedup
 from spark_dedup.datasets import is_small
 from spark_dedup.errors import InputError
-from spark_dedup.session import compile_quickly
+from spark_dedup.java import compile_quickly
 
 __all__ = ["cli", "main"]
 

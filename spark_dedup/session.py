@@ -9,13 +9,14 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spark_dedup import runtime
 from spark_dedup.class_archive import archive_options
 from spark_dedup.errors import InputError
+from spark_dedup.java import java_options, joined, process_options
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -24,7 +25,6 @@ __all__ = [
     "active_or_build",
     "barrier_slots",
     "build_session",
-    "compile_quickly",
     "describe_device",
     "is_connect",
     "job_progress",
@@ -41,8 +41,6 @@ DELTA_CONF = {
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
 }
 DEVICES = ("auto", "cpu", "gpu")
-
-_PROCESS_OPTIONS: list[str] = []
 
 
 def resolve_device(device: str = "auto", *, master: str | None = None) -> str:
@@ -147,7 +145,9 @@ def _local_settings(version: str, device: str, master: str | None, java: Path) -
         **DELTA_CONF,
         # Half of the machine for the JVM: Python workers and the page cache need the rest.
         "spark.driver.memory": f"{max(1, min(48, _total_memory_gib() // 2))}g",
-        "spark.driver.extraJavaOptions": joined([*java_options(), *_PROCESS_OPTIONS, *archive_options(java)]),
+        "spark.driver.extraJavaOptions": joined(
+            [*java_options(), *process_options(), *archive_options(java)]
+        ),
         # A few tasks of 128 MB would leave cores idle at the end of a stage.
         "spark.sql.files.maxPartitionBytes": "32m",
         # Enough for skew, few enough for small input; adaptive execution merges what is small.
@@ -162,24 +162,6 @@ def _local_settings(version: str, device: str, master: str | None, java: Path) -
     if device == "gpu":
         settings.update(_gpu_settings(jars))
     return settings
-
-
-def java_options() -> list[str]:
-    """Return the options of a local session's JVM: quiet logs."""
-    return [f"-Dlog4j2.configurationFile=file:{Path(__file__).resolve().parent / 'log4j2.properties'}"]
-
-
-def compile_quickly() -> None:
-    """Have this process's JVM, when it starts, compile quickly rather than well.
-
-    For a process that ends with its job, where that is over before good code pays.
-    """
-    _PROCESS_OPTIONS[:] = ["-XX:TieredStopAtLevel=1"]
-
-
-def joined(options: Sequence[str]) -> str:
-    """Join options of a JVM as Spark takes them apart again, whatever their paths hold."""
-    return " ".join('"' + re.sub(r'(["\\])', r"\\\1", option) + '"' for option in options)
 
 
 def _gpu_settings(jars: list[Path]) -> dict[str, str]:

@@ -9,8 +9,8 @@ import pytest
 
 from spark_dedup import class_archive
 from spark_dedup.class_archive import archive_options, make_archive
+from spark_dedup.java import joined
 from spark_dedup.runtime import ensure_java
-from spark_dedup.session import joined
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 import pytest
 
-from spark_dedup import runtime, session
+from spark_dedup import java, runtime, session
 from spark_dedup.errors import InputError
 from spark_dedup.session import build_session, resolve_device, task_slots
 
@@ -40,14 +40,13 @@ print(spark.read.format("delta").load("t").count(), task_slots(spark))
 
 
 def test_a_process_that_ends_with_its_job_may_compile_quickly(monkeypatch):
-    monkeypatch.setattr(session, "_PROCESS_OPTIONS", [])
+    monkeypatch.setattr(java, "_PROCESS_OPTIONS", [])
     before = _local_options()
-    session.compile_quickly()
+    java.compile_quickly()
     assert "TieredStopAtLevel" not in before
     assert "-XX:TieredStopAtLevel=1" in _local_options()
 
 
 def _local_options():
-    java = runtime.ensure_java()
-    found = session._local_settings(runtime.ensure_pyspark(), "cpu", None, java)
+    found = session._local_settings(runtime.ensure_pyspark(), "cpu", None, runtime.ensure_java())
     return found["spark.driver.extraJavaOptions"]

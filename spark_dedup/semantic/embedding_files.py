@@ -214,7 +214,10 @@ def _columns(
                 try:
                     yield from _read(path, list(groups), columns)
                 except (pa.ArrowException, OSError) as error:
-                    raise InputError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+                    raise InputError(
+                        f"a task cannot read {path} ({str(error).splitlines()[0]}): write it again or remove it; on "
+                        "a cluster, all workers must see it"
+                    ) from error
 
 
 def _read(path: str, groups: Sequence[RowGroup], columns: Sequence[str]) -> Iterator[list[pa.Array]]:
