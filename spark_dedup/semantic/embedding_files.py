@@ -215,8 +215,8 @@ def _columns(
                     yield from _read(path, list(groups), columns)
                 except (pa.ArrowException, OSError) as error:
                     raise InputError(
-                        f"a task cannot read {path} ({str(error).splitlines()[0]}): write it again or remove it; on "
-                        "a cluster, all workers must see it"
+                        f"a task cannot read {path} ({str(error).splitlines()[0]}): write it again or remove it; "
+                        "on a cluster, all workers must see it"
                     ) from error
 
 
