@@ -291,8 +291,11 @@ def read_files(
 
 
 def partition_root(files: Sequence[FileInfo], source: Source) -> str | None:
-    """Return Spark's ``basePath`` for reading some files of a source; None when no folder names partition them."""
-    return spark_path(source.names[0]) if _partitioned(files, source.names) else None
+    """Return Spark's ``basePath`` for reading some files of a source; None when no folder names partition them.
+
+    Unlike a path to read, it may hold no escaped glob characters: Spark takes it as it is.
+    """
+    return source.names[0] if _partitioned(files, source.names) else None
 
 
 def partition_values(file: FileInfo, source: Source) -> dict[str, str | None]:

@@ -125,6 +125,18 @@ def test_parquet_keeps_columns_types_and_order(spark, given, tmp_path):
     assert in_order(table) == [{"text": r["text"], "id": r["id"]} for r in kept(20)]
 
 
+@pytest.mark.parametrize("name", ["plain", "a[b] {c}*?", "d:e é%20"])
+def test_some_files_of_partition_folders(spark, given, tmp_path, name):
+    for i in range(3):
+        table = pa.table({"id": range(10 * i, 10 * i + 10), "text": ["x"] * 10})
+        (tmp_path / name / f"part={i}").mkdir(parents=True)
+        pq.write_table(table, tmp_path / name / f"part={i}" / "a.parquet")
+    done = job(given, tmp_path / "out", input_path=tmp_path / name, input_task_limit=2).run(spark)
+    assert done["num_documents"] == 20
+    rows = spark.read.parquet(str(tmp_path / "out")).collect()
+    assert {(row.id, row.part) for row in rows} == {(i, i // 10) for i in range(20) if i not in GONE}
+
+
 def test_text_is_never_shuffled(spark, given, monkeypatch, tmp_path):
     plans = []
     real = removal_writing.save
