@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from spark_dedup.datasets import FileInfo
 
-__all__ = ["check_schemas", "parquet_footers"]
+__all__ = ["alike_columns", "check_schemas", "parquet_footers"]
 
 
 def parquet_footers(files: Sequence[FileInfo], *, threads: int = 16) -> list[pa.parquet.FileMetaData]:
@@ -76,6 +77,35 @@ def check_schemas(
                     f"{file.path} has another schema: column {name!r} is {here}, in {files[0].path} it is {there}. "
                     "Read them apart or write them with one schema"
                 )
+
+
+def alike_columns(
+    file: FileInfo, footer: pa.parquet.FileMetaData, spark_types: Mapping[str, str]
+) -> set[str]:
+    """Return those columns of a file that Arrow reads as Spark does, of integers, strings, floats and booleans.
+
+    Args:
+        file: the file.
+        footer: its footer.
+        spark_types: Spark's types of columns, by their names.
+    """
+    import pyarrow as pa
+
+    plain = {
+        pa.int8(): "tinyint",
+        pa.int16(): "smallint",
+        pa.int32(): "int",
+        pa.int64(): "bigint",
+        pa.string(): "string",
+        pa.large_string(): "string",
+        pa.float32(): "float",
+        pa.float64(): "double",
+        pa.bool_(): "boolean",
+    }
+    schema = footer.schema.to_arrow_schema()
+    found = {f.name for f in schema if f.name in spark_types and plain.get(f.type) == spark_types[f.name]}
+    # Where a folder is named like a column, its value is what Spark reads.
+    return found - {part.partition("=")[0] for part in os.path.dirname(file.path).split("/") if "=" in part}
 
 
 def _fields(footer: pa.parquet.FileMetaData, columns: Sequence[str] | None) -> dict[str, str]:

@@ -18,17 +18,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from spark_dedup.datasets import FileInfo
+from spark_dedup.datasets import FileInfo, read_dataset
 from spark_dedup.footers import parquet_footers
-from spark_dedup.paths import filesystem, is_local
+from spark_dedup.paths import filesystem, is_local, spark_path
 from spark_dedup.semantic.assign import CENTROID_COL
 from spark_dedup.semantic.embeddings import from_matrix, packed_matrix, to_matrix
 from spark_dedup.workers import in_worker
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import DataFrame, SparkSession
 
-__all__ = ["StoredClusters", "files_below"]
+__all__ = ["StoredClusters", "files_below", "one_cluster"]
 
 _PARTS_PER_SLOT = 4
 _LEAST_BYTES, _MOST_BYTES = 8 << 20, 128 << 20
@@ -41,7 +41,7 @@ class StoredClusters:
     """The clusters in a folder.
 
     Attributes:
-        frame: what Spark's reader makes of the folder; only its schema is looked at here.
+        frame: what Spark's reader makes of the clusters, or of one of them: only its schema is looked at.
         folder: ``kmeans_results``.
         columns: columns to read, the embedding and ``centroid`` among them.
         embedding_field: list<float> column.
@@ -63,6 +63,10 @@ class StoredClusters:
         for file, footer in zip(files, parquet_footers(files), strict=True):
             counts[_cluster_of(file.path)] += footer.num_rows
         return dict(counts)
+
+    def rows(self) -> DataFrame:
+        """Return all rows and columns, by Spark's reader."""
+        return read_dataset(self.frame.sparkSession, self.folder)
 
     def vectors(self, *, slots: int, clusters: Collection[int] | None = None) -> DataFrame:
         """Return the columns, embeddings packed as binary of little-endian float32.
@@ -117,6 +121,14 @@ class StoredClusters:
                         yield _ranked(table, cluster, ascending)
 
         return self.frame.sparkSession.range(0, len(shares), 1, len(shares)), read
+
+
+def one_cluster(spark: SparkSession, folder: str) -> DataFrame:
+    """Return one of the clusters in a folder, by Spark's reader: their schema, without a listing of them all."""
+    fs, inner = filesystem(folder)
+    names = sorted(info.rpartition("/")[2] for info in fs.ls(inner, detail=False))
+    first = next(name for name in names if name.startswith(f"{CENTROID_COL}="))
+    return spark.read.option("basePath", folder).parquet(spark_path(f"{folder}/{first}"))
 
 
 def _by_comparisons(sizes: Mapping[int, int], tasks: int) -> list[list[int]]:

@@ -8,7 +8,6 @@ that every task can open and that Spark and Arrow read alike; for all else there
 from __future__ import annotations
 
 import heapq
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,13 +16,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from spark_dedup.errors import InputError
-from spark_dedup.footers import parquet_footers
+from spark_dedup.footers import alike_columns, parquet_footers
 from spark_dedup.kernels.hashing import xxhash64_ints, xxhash64_longs, xxhash64_strings
 from spark_dedup.paths import is_local
+from spark_dedup.semantic.embeddings import PROBE_ROWS, commonest
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -32,9 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EmbeddingFiles", "RowGroup", "Sample", "find_embedding_files", "keyed_rows", "plain_rows"]
 
-_INTEGERS = {pa.int8(): "tinyint", pa.int16(): "smallint", pa.int32(): "int", pa.int64(): "bigint"}
-_STRINGS = {pa.string(): "string", pa.large_string(): "string"}
-_PLAIN = {**_INTEGERS, **_STRINGS, pa.float32(): "float", pa.float64(): "double", pa.bool_(): "boolean"}
+_KEYS = ("tinyint", "smallint", "int", "bigint", "string")
+"""Types of ids whose hash is known here."""
 _VECTORS = {pa.float32(): "array<float>", pa.float64(): "array<double>"}
 
 _PARTS_PER_SLOT = 4
@@ -66,6 +66,16 @@ class EmbeddingFiles:
 
     groups: tuple[RowGroup, ...]
     columns: frozenset[str]
+
+    def width(self, embedding_field: str) -> int | None:
+        """Return the commonest length among the first embeddings; None where they are all null or empty."""
+        lengths: list[int] = []
+        for group in self.groups:
+            for (embeddings,) in _read(group.path, [group], [embedding_field]):
+                lengths += pc.list_value_length(embeddings).drop_null().to_pylist()
+                if len(lengths) >= PROBE_ROWS:
+                    return commonest(lengths[:PROBE_ROWS])
+        return commonest(lengths)
 
     def even_shares(self, count: int) -> list[list[RowGroup]] | None:
         """Divide the row groups into ``count`` shares of about equal rows; None where that cannot be done."""
@@ -129,9 +139,7 @@ def find_embedding_files(
     groups: list[RowGroup] = []
     for file, footer in zip(files, parquet_footers(files), strict=True):
         schema = footer.schema.to_arrow_schema()
-        here = {f.name for f in schema if f.name in types and _PLAIN.get(f.type) == types[f.name]}
-        # Where a folder is named like a column, its value is what Spark reads.
-        here -= {part.partition("=")[0] for part in os.path.dirname(file.path).split("/") if "=" in part}
+        here = alike_columns(file, footer, types)
         columns = here if columns is None else columns & here
         vector = schema.field(embedding_field).type if embedding_field in schema.names else None
         if vector is None or not _is_vector(vector, types[embedding_field]):
@@ -139,7 +147,7 @@ def find_embedding_files(
         groups += _groups_of(file.path, footer, embedding_field)
     if columns is None or len(groups) > _MOST_GROUPS:
         return None
-    if id_field not in columns or types[id_field] not in {*_INTEGERS.values(), *_STRINGS.values()}:
+    if id_field not in columns or types[id_field] not in _KEYS:
         return None
     return EmbeddingFiles(tuple(groups), frozenset(columns))
 
@@ -211,23 +219,23 @@ def _columns(
     for batch in batches:
         for number in batch.column(0).to_pylist():
             for path, groups in groupby(shares[number], key=attrgetter("path")):
-                try:
-                    yield from _read(path, list(groups), columns)
-                except (pa.ArrowException, OSError) as error:
-                    raise InputError(
-                        f"a task cannot read {path} ({str(error).splitlines()[0]}): write it again or remove it; "
-                        "on a cluster, all workers must see it"
-                    ) from error
+                yield from _read(path, list(groups), columns)
 
 
 def _read(path: str, groups: Sequence[RowGroup], columns: Sequence[str]) -> Iterator[list[pa.Array]]:
     widest = max(group.bytes // max(1, group.rows) for group in groups)
     batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, widest)))
     numbers = [group.number for group in groups]
-    # Without a buffer Arrow would read a row group's whole column at once.
-    with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES) as file:
-        for batch in file.iter_batches(
-            batch_rows, row_groups=numbers, columns=list(columns), use_threads=False
-        ):
-            arrays = [batch.column(name) for name in columns]
-            yield [a.cast(pa.string()) if pa.types.is_large_string(a.type) else a for a in arrays]
+    try:
+        # Without a buffer Arrow would read a row group's whole column at once.
+        with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES) as file:
+            for batch in file.iter_batches(
+                batch_rows, row_groups=numbers, columns=list(columns), use_threads=False
+            ):
+                arrays = [batch.column(name) for name in columns]
+                yield [a.cast(pa.string()) if pa.types.is_large_string(a.type) else a for a in arrays]
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"{path} cannot be read ({str(error).splitlines()[0]}): write it again or remove it; "
+            "on a cluster, all workers must see it"
+        ) from error

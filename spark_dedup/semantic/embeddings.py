@@ -34,7 +34,7 @@ REASONS = ("valid", "null", "of another length", "with a null, NaN or infinite v
 
 _VALID, _NULL, _LENGTH, _NOT_FINITE, _ZERO = range(5)
 _EXAMPLES = 5
-_PROBE_ROWS = 1000
+PROBE_ROWS = 1000
 _BINARY_TYPES: dict[int, type[np.floating[Any]]] = {2: np.float16, 4: np.float32, 8: np.float64}
 
 
@@ -123,11 +123,17 @@ def embedding_width(df: DataFrame, embedding_field: str, embedding_dim: int | No
             f"column '{embedding_field}' is binary: give embedding_dim, so that its bytes can be read as "
             "float16, float32 or float64"
         )
-    rows = df.select(F.size(column).alias("n")).limit(_PROBE_ROWS).collect()
-    lengths = Counter(int(row.n) for row in rows if row.n is not None and row.n > 0)
-    if not lengths:
+    rows = df.select(F.size(column).alias("n")).limit(PROBE_ROWS).collect()
+    width = commonest(int(row.n) for row in rows if row.n is not None)
+    if width is None:
         raise InputError(f"column '{embedding_field}' holds no embeddings")
-    return max(lengths.items(), key=lambda item: (item[1], item[0]))[0]
+    return width
+
+
+def commonest(lengths: Iterable[int]) -> int | None:
+    """Return the commonest of the lengths above 0, of equally common ones the greatest; None without any."""
+    counts = Counter(length for length in lengths if length > 0)
+    return max(counts, key=lambda length: (counts[length], length), default=None)
 
 
 def to_matrix(batch_column: pa.Array, dim: int) -> Matrix:

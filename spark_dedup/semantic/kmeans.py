@@ -127,6 +127,8 @@ def fit_kmeans(
         raise InputError(f"max_points_per_centroid must be at least 1, not {max_points_per_centroid}")
     column = array_column(df, embedding_field)
     require_columns(df, [id_field] if id_field else [], where="the embeddings")
+    if embedding_dim is None and files is not None:
+        embedding_dim = files.width(embedding_field)
     dim = embedding_width(df, embedding_field, embedding_dim)
     options = FitOptions(
         n_clusters, dim, max_iter, tol, random_state, check_init(init, n_clusters, dim),

@@ -75,8 +75,7 @@ def pairwise_similarity(
             that a cluster border divides, for about ``n_probe`` ** 2 times the multiplications.
         centroids: (n_clusters, dim) raw centroids, needed for ``n_probe > 1``.
         rank_first: keys that rank before all of these, most important first; equal ones leave it to them.
-        stored: the same records as files, which tasks then read by themselves; ``assigned`` is read for the
-            ranking of the clusters that are cut, and for rankings that need more than a distance and the id.
+        stored: all records as files, which tasks then read by themselves; of ``assigned`` only the schema counts.
         device: ``"auto"``, ``"cpu"`` or ``"gpu"``: where tasks multiply. A GPU wants a larger
             ``pairwise_batch_size``, such as 8192.
 
@@ -130,6 +129,8 @@ def pairwise_similarity(
         work = in_worker(lambda batches: match(read(batches)))
         matches = tasks.mapInArrow(work, _match_schema(assigned, id_field))
     if matches is None or cut:
+        if stored is not None:
+            assigned = stored.rows()
         if cut is not None:
             assigned = assigned.where(F.col("centroid").isin([*cut]))
         rows = chosen(assigned if stored is None else stored.vectors(slots=slots, clusters=cut))

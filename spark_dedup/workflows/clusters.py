@@ -27,9 +27,10 @@ from spark_dedup.semantic.embeddings import array_column, check_invalid_option, 
 from spark_dedup.semantic.kmeans import check_init, check_parameters, fit_kmeans
 from spark_dedup.session import active_or_build, job_progress, settings
 from spark_dedup.tables import col, require_columns
-from spark_dedup.workflows.inputs import JobInput, check_unique_ids, inspect_input
+from spark_dedup.workflows.inputs import JobInput, inspect_input, plain_files
 from spark_dedup.workflows.result import WorkflowResult
 from spark_dedup.workflows.steps import Steps, fingerprint, steps_of
+from spark_dedup.workflows.unique_ids import check_unique_ids
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -209,7 +210,7 @@ class KMeansStage:
         require_columns(df, columns, where=str(found.source))
         array_column(df, self.embedding_field)
         with job_progress(spark, "checking that ids are unique"):
-            rows = check_unique_ids(spark, df, self.id_field)
+            rows = check_unique_ids(spark, df, self.id_field, files=self._plain_files(found))
         if not rows:
             raise InputError(f"{found.source} holds no rows")
         if rows < self.n_clusters:
@@ -283,11 +284,14 @@ class KMeansStage:
 
     def _embedding_files(self, df: DataFrame, found: JobInput) -> EmbeddingFiles | None:
         """Return the input's files where tasks can read them as Spark would."""
-        plain = found.source.kind == "files" and self.input_filetype == "parquet"
-        if not plain or given_options(self.read_kwargs):
+        plain = self._plain_files(found)
+        if not plain:
             return None
         names = {"id_field": self.id_field, "embedding_field": self.embedding_field}
-        return find_embedding_files(df, found.files, **names)
+        return find_embedding_files(df, plain, **names)
+
+    def _plain_files(self, found: JobInput) -> list[FileInfo]:
+        return plain_files(found, filetype=self.input_filetype, read_kwargs=self.read_kwargs)
 
 
 def _reader_settings(files: Sequence[FileInfo]) -> dict[str, str]:

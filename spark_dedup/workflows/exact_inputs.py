@@ -18,12 +18,13 @@ from spark_dedup.tables import ID, require_columns
 from spark_dedup.workflows.inputs import (
     JobInput,
     check_size,
-    check_unique_ids,
     inspect_input,
+    plain_files,
     read_input,
     split_settings,
 )
 from spark_dedup.workflows.steps import refuse_finished
+from spark_dedup.workflows.unique_ids import check_unique_ids
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -129,7 +130,8 @@ def inspect(job: ExactDeduplicationWorkflow, spark: SparkSession, output: str) -
         )
     if job.id_field is not None:
         with job_progress(spark, "checking that ids are unique"):
-            num_rows = check_unique_ids(spark, df, job.id_field)
+            plain = plain_files(found, filetype=job.input_filetype, read_kwargs=job.read_kwargs)
+            num_rows = check_unique_ids(spark, df, job.id_field, files=plain)
     elif found.source.kind == "files":
         num_rows = found.num_rows
     return Documents(found.source, found.files, num_rows, found.paths, df=df)

@@ -38,9 +38,9 @@ __all__ = [
     "JobInput",
     "base_of",
     "check_size",
-    "check_unique_ids",
     "inspect_input",
     "location_of",
+    "plain_files",
     "read_input",
     "session_with",
     "split_settings",
@@ -105,6 +105,14 @@ def inspect_input(
     footers = parquet_footers(files)
     check_schemas(files, footers, columns=columns)
     return JobInput(found, files, sum(footer.num_rows for footer in footers), found.names)
+
+
+def plain_files(
+    found: JobInput, *, filetype: str, read_kwargs: Mapping[str, Any] | None = None
+) -> list[FileInfo]:
+    """Return the files of an input that is nothing but parquet files, read as they are; none of any other."""
+    given = any(value is not None for value in (read_kwargs or {}).values())
+    return found.files if filetype == "parquet" and not given else []
 
 
 def location_of(spark: SparkSession, table: str) -> str | None:
@@ -179,86 +187,6 @@ def base_of(files: Sequence[FileInfo], source: Source) -> dict[str, str]:
     """Return the reader option by which some files of a source keep the columns that its folders give."""
     base = partition_root(files, source)
     return {} if base is None else {"basePath": base}
-
-
-def check_unique_ids(spark: SparkSession, df: DataFrame, id_field: str) -> int:
-    """Check that a column holds each value once and no null; return the number of rows.
-
-    Reads that column alone. Integers that count up through each piece of a file are proved unique by their ranges;
-    others that lie close together are counted in bitmaps, which are small and need no exchange to speak of; the
-    rest are grouped.
-
-    Raises:
-        InputError: with the number of nulls, or up to five of the repeated ids.
-    """
-    from pyspark.sql import functions as F
-
-    ids = df.select(col(id_field).alias("id"))
-    integer = dict(ids.dtypes)["id"] in ("tinyint", "smallint", "int", "bigint")
-    found = _ranges(ids) if integer else ids.agg(F.count(F.lit(1)), F.count("id"))
-    row: Any = found.first()
-    total, present, *more = row
-    if present < total:
-        raise InputError(
-            f"id column {id_field!r} has {total - present} null(s) in {total} rows: fill or drop them"
-        )
-    if not total or (integer and more[2]):
-        return int(total)
-    plugin = "SQLPlugin" in (spark.conf.get("spark.plugins", "") or "")  # bitmaps would leave the GPU
-    if integer and not plugin and more[1] - more[0] < 64 * total:
-        buckets = ids.select(
-            F.expr("bitmap_bucket_number(id)").alias("bucket"),
-            F.expr("bitmap_bit_position(id)").alias("position"),
-        )
-        maps = buckets.groupBy("bucket").agg(
-            F.expr("bitmap_count(bitmap_construct_agg(position))").alias("n")
-        )
-        distinct = (maps.agg(F.sum("n")).first() or (0,))[0]
-        if distinct == total:
-            return int(total)
-    repeated = ids.groupBy("id").count().where("count > 1").orderBy("id").limit(5).collect()
-    if repeated:
-        shown = ", ".join(str(row["id"]) for row in repeated)
-        raise InputError(f"id column {id_field!r} has duplicate ids, such as {shown}: make them unique")
-    return int(total)
-
-
-def _ranges(ids: DataFrame) -> DataFrame:
-    """Return one row: rows, ids that are not null, the least, the greatest, and whether ranges prove them unique.
-
-    A piece whose ids grow as its rows do has each of its range once; ranges that do not meet share none.
-    """
-    from pyspark.sql import Window
-    from pyspark.sql import functions as F
-
-    number = F.col("id").cast("bigint")
-    small = number.between(-(1 << 61), 1 << 61)  # beyond, the difference might not fit
-    pieces = (
-        ids.select(
-            number.alias("id"),
-            F.when(small, number - F.monotonically_increasing_id()).alias("first"),
-            F.spark_partition_id().alias("task"),
-            F.input_file_name().alias("file"),
-            F.input_file_block_start().alias("start"),
-        )
-        .groupBy("task", "file", "start")
-        .agg(
-            F.count(F.lit(1)).alias("rows"),
-            F.count("id").alias("present"),
-            F.min("id").alias("low"),
-            F.max("id").alias("high"),
-            ((F.count("first") == F.count(F.lit(1))) & (F.min("first") == F.max("first"))).alias("grows"),
-        )
-    )
-    before = F.lag("high").over(Window.partitionBy(F.lit(0)).orderBy("low"))
-    apart = F.coalesce(before < F.col("low"), F.lit(True))
-    return pieces.withColumn("proved", F.col("grows") & apart).agg(
-        F.coalesce(F.sum("rows"), F.lit(0)),
-        F.coalesce(F.sum("present"), F.lit(0)),
-        F.min("low"),
-        F.max("high"),
-        F.min("proved"),
-    )
 
 
 def check_size(size: int | str) -> int:

@@ -18,7 +18,7 @@ from spark_dedup.limits import SafetyStopError, check_limits, over_a_limit
 from spark_dedup.outputs import exclusive, staged
 from spark_dedup.paths import Location, delete, exists, normalise_path
 from spark_dedup.rules import TEXT_LENGTH, check_source_rules, with_text_length
-from spark_dedup.semantic.cluster_reading import StoredClusters
+from spark_dedup.semantic.cluster_reading import StoredClusters, one_cluster
 from spark_dedup.semantic.identify import check_eps
 from spark_dedup.semantic.pairwise import pairwise_similarity
 from spark_dedup.semantic.ranking import (
@@ -253,7 +253,8 @@ class SemanticDeduplicationWorkflow(KMeansStage):
         """Write ``pairwise_results``."""
         started = time.monotonic()
         folder = f"{cache}/{KMEANS_FOLDER}"
-        clusters = read_dataset(spark, folder)
+        stored = None if on_gpu(spark) else self._stored(spark, folder)
+        clusters = read_dataset(spark, folder) if stored is None else stored.frame
         pairs = pairwise_similarity(
             clusters,
             id_field=self.id_field,
@@ -266,7 +267,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             n_probe=self.n_probe,
             centroids=read_centroids(folder) if self.n_probe > 1 else None,
             rank_first=rank_first(self),
-            stored=None if on_gpu(spark) else self._stored(clusters, folder),
+            stored=stored,
             device=self.device,
         )
         with (
@@ -276,7 +277,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             pairs.write.options(**given_options(self.cache_kwargs)).parquet(aside)
         return {"pairwise_time": time.monotonic() - started}
 
-    def _stored(self, clusters: DataFrame, folder: str) -> StoredClusters:
+    def _stored(self, spark: SparkSession, folder: str) -> StoredClusters:
         """Return the clusters with the columns that are compared and that rank."""
         columns = [
             self.id_field,
@@ -288,7 +289,9 @@ class SemanticDeduplicationWorkflow(KMeansStage):
         columns += [] if self.ranking_strategy is None else self.ranking_strategy.metadata_cols
         columns += [] if self.source_field is None else [self.source_field]
         columns += [] if self.keep_longest is None else [TEXT_LENGTH]
-        return StoredClusters(clusters, folder, list(dict.fromkeys(columns)), self.embedding_field)
+        return StoredClusters(
+            one_cluster(spark, folder), folder, list(dict.fromkeys(columns)), self.embedding_field
+        )
 
     def _over_a_limit(
         self, metadata: Mapping[str, Any], removed: DataFrame | None = None

@@ -17,7 +17,7 @@ from spark_dedup.errors import InputError
 from spark_dedup.semantic import embedding_files
 from spark_dedup.semantic.assign import assign_clusters
 from spark_dedup.semantic.embedding_files import EmbeddingFiles, RowGroup, find_embedding_files, id_keys
-from spark_dedup.semantic.embeddings import from_matrix
+from spark_dedup.semantic.embeddings import embedding_width, from_matrix
 from spark_dedup.semantic.kmeans import fit_kmeans
 
 ROWS, DIM = 3000, 9
@@ -163,7 +163,7 @@ def test_a_broken_page_is_named(spark, tmp_path):
     damaged[1000:9000] = b"\xff" * 8000
     path.write_bytes(damaged)
     df, files = found_in(spark, folder)
-    with pytest.raises(Exception, match=r"cannot read .*part 1\.parquet"):
+    with pytest.raises(Exception, match=r"part 1\.parquet cannot be read"):
         fit_kmeans(df, n_clusters=2, id_field="id", embedding_field=NAME, embedding_dim=DIM, files=files)
 
 
@@ -232,3 +232,21 @@ def test_reader_options_go_through_spark(spark, tmp_path, monkeypatch):
     folder = write(tmp_path / "in", pa.table({"id": np.arange(60), NAME: from_matrix(matrix(60))}))
     options = {"embedding_field": NAME, "read_kwargs": {"mergeSchema": True}}
     assert KMeansStage(folder, tmp_path / "out", 2, **options).run(spark)["num_documents"] == 60
+
+
+@pytest.mark.parametrize("kind", [pa.list_, pa.large_list])
+def test_the_width_is_the_commonest_of_the_first_rows(spark, tmp_path, kind):
+    rows = [[1.0] * 2, None, [1.0] * 5, [], [1.0] * 3, [1.0] * 3, [1.0] * 5]
+    table = pa.table({"id": np.arange(7), NAME: pa.array(rows, kind(pa.float32()))})
+    df, files = found_in(spark, write(tmp_path / "in", table, files=1))
+    assert files.width(NAME) == embedding_width(df, NAME) == 5
+    _, files = found_in(
+        spark, write(tmp_path / "none", table.filter([False, True, False, True] + 3 * [False]))
+    )
+    assert files.width(NAME) is None
+
+
+def test_the_width_of_embeddings_of_a_fixed_size(spark, tmp_path):
+    fixed = pa.FixedSizeListArray.from_arrays(pa.array(matrix(50).ravel()), DIM)
+    _, files = found_in(spark, write(tmp_path / "in", pa.table({"id": np.arange(50), NAME: fixed})))
+    assert files.width(NAME) == DIM

@@ -7,7 +7,7 @@ from sklearn.datasets import make_blobs
 
 from spark_dedup.errors import InputError
 from spark_dedup.semantic.blocks import plan_units, slot_keys
-from spark_dedup.semantic.cluster_reading import StoredClusters
+from spark_dedup.semantic.cluster_reading import StoredClusters, one_cluster
 from spark_dedup.semantic.embeddings import from_matrix
 from spark_dedup.semantic.identify import above_threshold
 from spark_dedup.semantic.pairwise import matcher, pairwise_similarity
@@ -140,7 +140,9 @@ def test_stored_clusters_are_compared_alike(spark, clusters, tmp_path, kind, kee
         df = df.withColumn("id", F.format_string("é%05d", "id"))
     df.repartition(3).write.partitionBy("centroid").parquet(str(tmp_path / "k"))
     written = spark.read.parquet(str(tmp_path / "k"))
-    stored = StoredClusters(written, str(tmp_path / "k"), written.columns, "embeddings")
+    stored = StoredClusters(
+        one_cluster(spark, str(tmp_path / "k")), str(tmp_path / "k"), written.columns, "embeddings"
+    )
     whole, cut = [], []
     read_whole, read_cut = StoredClusters.whole, StoredClusters.vectors
     monkeypatch.setattr(
@@ -152,7 +154,7 @@ def test_stored_clusters_are_compared_alike(spark, clusters, tmp_path, kind, kee
         StoredClusters, "vectors", lambda self, **kw: cut.append(kw["clusters"]) or read_cut(self, **kw)
     )
     options = {"which_to_keep": keep, "pairwise_batch_size": batch}
-    found = result(written, stored=stored, **options)
+    found = result(stored.frame, stored=stored, **options)
     assert found == result(df, **options)
     sizes = {0: 1, 1: 2, 2: 60, 4: 30}
     one_block = {1: {0: 1, 1: 2}, 8: {0: 1, 1: 2, 4: 30}, 1024: sizes}[batch]
@@ -169,8 +171,10 @@ def test_stored_clusters_in_an_order_that_spark_computes(spark, clusters, tmp_pa
     df = frame(spark, *clusters)
     df.write.partitionBy("centroid").parquet(str(tmp_path / "k"))
     written = spark.read.parquet(str(tmp_path / "k"))
-    stored = StoredClusters(written, str(tmp_path / "k"), written.columns, "embeddings")
-    assert result(written, stored=stored, **options) == result(df, **options)
+    stored = StoredClusters(
+        one_cluster(spark, str(tmp_path / "k")), str(tmp_path / "k"), written.columns, "embeddings"
+    )
+    assert result(stored.frame, stored=stored, **options) == result(df, **options)
 
 
 def test_probing_finds_pairs_across_a_border(spark, clusters):

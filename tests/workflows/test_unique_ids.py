@@ -6,8 +6,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from spark_dedup.datasets import list_files
 from spark_dedup.errors import InputError
-from spark_dedup.workflows.inputs import check_unique_ids
+from spark_dedup.workflows import unique_ids
+from spark_dedup.workflows.unique_ids import check_unique_ids
 
 BIG = (1 << 63) - 1
 
@@ -38,8 +40,10 @@ def test_unique(spark, tmp_path, files, split):
     before = spark.conf.get("spark.sql.files.maxPartitionBytes")
     spark.conf.set("spark.sql.files.maxPartitionBytes", str(split))
     try:
-        df = spark.read.schema("id bigint").parquet(write(tmp_path / "ids", files))
+        folder = write(tmp_path / "ids", files)
+        df = spark.read.schema("id bigint").parquet(folder)
         assert check_unique_ids(spark, df, "id") == sum(map(len, files))
+        assert check_unique_ids(spark, df, "id", files=list_files([folder])) == sum(map(len, files))
     finally:
         spark.conf.set("spark.sql.files.maxPartitionBytes", before)
 
@@ -56,15 +60,50 @@ def test_unique(spark, tmp_path, files, split):
     ],
 )
 def test_repeated_ids_are_named(spark, tmp_path, files, shown):
-    df = spark.read.parquet(write(tmp_path / "ids", files))
-    with pytest.raises(InputError, match=f"has duplicate ids, such as {shown}"):
-        check_unique_ids(spark, df, "id")
+    folder = write(tmp_path / "ids", files)
+    df = spark.read.parquet(folder)
+    for known in ([], list_files([folder])):
+        with pytest.raises(InputError, match=f"has duplicate ids, such as {shown}"):
+            check_unique_ids(spark, df, "id", files=known)
 
 
 def test_nulls_are_counted(spark, tmp_path):
-    df = spark.read.parquet(write(tmp_path / "ids", [[None, None], [0, 1, None]], pa.int32()))
-    with pytest.raises(InputError, match=r"has 3 null\(s\) in 5 rows"):
-        check_unique_ids(spark, df, "id")
+    folder = write(tmp_path / "ids", [[None, None], [0, 1, None]], pa.int32())
+    df = spark.read.parquet(folder)
+    for known in ([], list_files([folder])):
+        with pytest.raises(InputError, match=r"has 3 null\(s\) in 5 rows"):
+            check_unique_ids(spark, df, "id", files=known)
+
+
+@pytest.mark.parametrize("type_", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_strings_in_files(spark, tmp_path, type_):
+    folder = write(tmp_path / "ids", [["a", "", "é"], ["A", "e\u0301"]], type_)
+    df = spark.read.parquet(folder)
+    assert check_unique_ids(spark, df, "id", files=list_files([folder])) == 5
+    folder = write(tmp_path / "twice", [["a", "b"], ["c", "a"]], type_)
+    with pytest.raises(InputError, match="such as a:"):
+        check_unique_ids(spark, spark.read.parquet(folder), "id", files=list_files([folder]))
+
+
+def test_few_ids_need_no_spark_job_and_many_do(spark, tmp_path, monkeypatch):
+    """The frame here holds other rows than the files, which shows who was asked."""
+    folder = write(tmp_path / "ids", [[1, 2], [3]])
+    other = spark.range(7)
+    assert check_unique_ids(spark, other, "id", files=list_files([folder])) == 3
+    monkeypatch.setattr(unique_ids, "_MOST_BYTES", 23)
+    assert check_unique_ids(spark, other, "id", files=list_files([folder])) == 7
+    # Short in the file, where a page of one value is a few bytes, long in memory.
+    monkeypatch.setattr(unique_ids, "_MOST_BYTES", 1500)
+    folder = write(tmp_path / "long", [["x" * 1000, "y" * 1000]], pa.string())
+    named = spark.createDataFrame([("a",)], "id string")
+    assert check_unique_ids(spark, named, "id", files=list_files([folder])) == 1
+
+
+def test_ids_that_a_folder_gives_are_sparks(spark, tmp_path):
+    write(tmp_path / "id=5", [[1, 2]])
+    df = spark.read.parquet(str(tmp_path))
+    with pytest.raises(InputError, match="such as 5:"):
+        check_unique_ids(spark, df, "id", files=list_files([str(tmp_path)]))
 
 
 def test_a_frame_that_reads_no_file(spark):

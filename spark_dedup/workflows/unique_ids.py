@@ -1,0 +1,151 @@
+"""Ids that a column brings: each value once, and no null, or an error that names some."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from spark_dedup.datasets import FileInfo
+from spark_dedup.errors import InputError
+from spark_dedup.footers import alike_columns, parquet_footers
+from spark_dedup.paths import is_local
+from spark_dedup.tables import col
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyspark.sql import DataFrame, SparkSession
+
+__all__ = ["check_unique_ids"]
+
+_INTEGERS = ("tinyint", "smallint", "int", "bigint")
+_MOST_BYTES = 64 << 20
+_BATCH_ROWS = 65_536
+_BUFFER_BYTES = 1 << 20
+
+
+def check_unique_ids(
+    spark: SparkSession, df: DataFrame, id_field: str, *, files: Sequence[FileInfo] = ()
+) -> int:
+    """Check that a column holds each value once and no null; return the number of rows.
+
+    Reads that column alone. Up to 64 MiB of ids in local parquet files are compared here, without a Spark job.
+    Else integers that count up through each piece of a file are proved unique by their ranges; others that lie
+    close together are counted in bitmaps, which are small and need no exchange to speak of; the rest are grouped.
+
+    Args:
+        spark: the session.
+        df: the rows.
+        id_field: the column.
+        files: the parquet files that ``df`` is read from, all of them and nothing else; none when it is not so.
+
+    Raises:
+        InputError: with the number of nulls, or up to five of the repeated ids.
+    """
+    from pyspark.sql import functions as F
+
+    few = _count_few(files, id_field, dict(df.dtypes)[id_field])
+    if few is not None:
+        return few
+    ids = df.select(col(id_field).alias("id"))
+    integer = dict(ids.dtypes)["id"] in _INTEGERS
+    found = _ranges(ids) if integer else ids.agg(F.count(F.lit(1)), F.count("id"))
+    row: Any = found.first()
+    total, present, *more = row
+    if present < total:
+        raise InputError(
+            f"id column {id_field!r} has {total - present} null(s) in {total} rows: fill or drop them"
+        )
+    if not total or (integer and more[2]):
+        return int(total)
+    plugin = "SQLPlugin" in (spark.conf.get("spark.plugins", "") or "")  # bitmaps would leave the GPU
+    if integer and not plugin and more[1] - more[0] < 64 * total:
+        buckets = ids.select(
+            F.expr("bitmap_bucket_number(id)").alias("bucket"),
+            F.expr("bitmap_bit_position(id)").alias("position"),
+        )
+        maps = buckets.groupBy("bucket").agg(
+            F.expr("bitmap_count(bitmap_construct_agg(position))").alias("n")
+        )
+        distinct = (maps.agg(F.sum("n")).first() or (0,))[0]
+        if distinct == total:
+            return int(total)
+    repeated = ids.groupBy("id").count().where("count > 1").orderBy("id").limit(5).collect()
+    if repeated:
+        shown = ", ".join(str(row["id"]) for row in repeated)
+        raise InputError(f"id column {id_field!r} has duplicate ids, such as {shown}: make them unique")
+    return int(total)
+
+
+def _count_few(files: Sequence[FileInfo], id_field: str, spark_type: str) -> int | None:
+    """Return how many ids the files hold, if all are unique and few enough to be held here; else None."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not files or spark_type not in (*_INTEGERS, "string") or not all(is_local(f.path) for f in files):
+        return None
+    footers = parquet_footers(files)
+    if sum(footer.num_rows for footer in footers) * (8 if spark_type == "bigint" else 4) > _MOST_BYTES:
+        return None
+    alike = (alike_columns(*found, {id_field: spark_type}) for found in zip(files, footers, strict=True))
+    if not all(alike):
+        return None
+    held: list[pa.Array] = []
+    left = _MOST_BYTES
+    try:
+        for ids in _batches(files, id_field):
+            left -= ids.nbytes
+            if ids.null_count or left < 0:
+                return None
+            held.append(ids.cast(pa.large_string()) if spark_type == "string" else ids)
+    except (pa.ArrowException, OSError):  # Spark's error names the file
+        return None
+    distinct = pc.count_distinct(pa.chunked_array(held)).as_py() if held else 0
+    return distinct if distinct == sum(map(len, held)) else None
+
+
+def _batches(files: Sequence[FileInfo], column: str) -> Iterator[pa.Array]:
+    import pyarrow.parquet as pq
+
+    for file in files:
+        # Without a buffer Arrow would read a row group's whole column at once.
+        with pq.ParquetFile(file.path, buffer_size=_BUFFER_BYTES) as opened:
+            for batch in opened.iter_batches(_BATCH_ROWS, columns=[column], use_threads=False):
+                yield batch.column(0)
+
+
+def _ranges(ids: DataFrame) -> DataFrame:
+    """Return one row: rows, ids that are not null, the least, the greatest, and whether ranges prove them unique.
+
+    A piece whose ids grow as its rows do has each of its range once; ranges that do not meet share none.
+    """
+    from pyspark.sql import Window
+    from pyspark.sql import functions as F
+
+    number = F.col("id").cast("bigint")
+    small = number.between(-(1 << 61), 1 << 61)  # beyond, the difference might not fit
+    pieces = (
+        ids.select(
+            number.alias("id"),
+            F.when(small, number - F.monotonically_increasing_id()).alias("first"),
+            F.spark_partition_id().alias("task"),
+            F.input_file_name().alias("file"),
+            F.input_file_block_start().alias("start"),
+        )
+        .groupBy("task", "file", "start")
+        .agg(
+            F.count(F.lit(1)).alias("rows"),
+            F.count("id").alias("present"),
+            F.min("id").alias("low"),
+            F.max("id").alias("high"),
+            ((F.count("first") == F.count(F.lit(1))) & (F.min("first") == F.max("first"))).alias("grows"),
+        )
+    )
+    before = F.lag("high").over(Window.partitionBy(F.lit(0)).orderBy("low"))
+    apart = F.coalesce(before < F.col("low"), F.lit(True))
+    return pieces.withColumn("proved", F.col("grows") & apart).agg(
+        F.coalesce(F.sum("rows"), F.lit(0)),
+        F.coalesce(F.sum("present"), F.lit(0)),
+        F.min("low"),
+        F.max("high"),
+        F.min("proved"),
+    )
