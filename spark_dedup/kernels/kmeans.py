@@ -12,7 +12,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from spark_dedup.kernels.arrays import Array, array_module, block_rows, row_norms
+import numpy as np
+
+from spark_dedup.kernels.arrays import Array, array_module, block_rows, row_norms, to_host
 
 SCALE = 2.0**30
 """Fixed-point steps per unit: a unit row's elements fit int32, and 2**33 rows of them int64."""
@@ -188,9 +190,10 @@ def _half_squares(centroids: Array) -> Array:
     """(K,) float32 ‖c‖²/2, infinite for a centroid equal to an earlier one, which then never wins."""
     xp = array_module(centroids)
     half = (0.5 * row_norms(centroids) ** 2).astype(xp.float32)
-    _, first = xp.unique(centroids, axis=0, return_index=True)
+    # On the host: CuPy sorts rows one comparison, and so one wait for the device, at a time.
+    _, first = np.unique(to_host(centroids), axis=0, return_index=True)
     repeated = xp.ones(len(centroids), dtype=bool)
-    repeated[first] = False
+    repeated[xp.asarray(first)] = False
     half[repeated] = xp.inf
     return half
 

@@ -26,7 +26,7 @@ from spark_dedup.semantic.embeddings import (
     unit_matrix,
 )
 from spark_dedup.semantic.ranking import COSINE_DIST_TO_CENT_COL, L2_DIST_TO_CENT_COL
-from spark_dedup.session import barrier_slots, is_connect, task_slots
+from spark_dedup.session import is_connect, task_slots
 from spark_dedup.tables import col, require_columns
 from spark_dedup.workers import BatchFunction, in_worker
 
@@ -168,5 +168,5 @@ def cluster_layout(
         count = F.coalesce(F.element_at(cut, F.col(CENTROID_COL)), F.lit(1))
         salt = F.pmod(F.xxhash64(col(id_field)), count)
     wanted = int(max(1, pieces.sum() if len(giants) else 1, -(-int(cluster_sizes.sum()) // rows_per_file)))
-    partitions = max(barrier_slots(assigned.sparkSession), min(wanted, 10_000), 1)
+    partitions = max(task_slots(assigned.sparkSession), min(wanted, 10_000), 1)
     return assigned.repartition(partitions, F.col(CENTROID_COL), salt).sortWithinPartitions(CENTROID_COL)

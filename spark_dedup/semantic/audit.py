@@ -22,6 +22,7 @@ from spark_dedup.kernels.similarity import nearest_rows, pairs_above
 from spark_dedup.semantic.embeddings import Matrix, array_column
 from spark_dedup.semantic.identify import SCORE_TOLERANCE, check_eps
 from spark_dedup.semantic.pairwise import unit_rows
+from spark_dedup.semantic.ranking import check_seed
 from spark_dedup.tables import col, require_columns
 from spark_dedup.workers import in_worker
 
@@ -160,7 +161,7 @@ def audit_recall(
         col("centroid").cast("int").alias("c"),
     )
     means = None if centroids is None or n_probe == 1 else np.ascontiguousarray(centroids, dtype=np.float32)
-    drawn = _draw(rows, sample_size, random_state)
+    drawn = _draw(rows, sample_size, check_seed(random_state))
     x = unit_rows(drawn.column("e"), drawn.column("id"))
     sample = _Sample(
         x,
@@ -186,7 +187,12 @@ def _draw(rows: DataFrame, count: int, seed: int) -> pa.RecordBatch:
     table: pa.Table = rows.orderBy(order, "id").limit(count).toArrow()
     if not table.num_rows:
         raise InputError("there are no records to audit")
-    return table.combine_chunks().to_batches()[0]
+    batches = table.combine_chunks().to_batches()
+    if len(batches) > 1:
+        raise InputError(
+            f"{count:,} records are more than one Arrow array holds: ask for a smaller sample_size"
+        )
+    return batches[0]
 
 
 def _probes(

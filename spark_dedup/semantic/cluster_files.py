@@ -22,7 +22,7 @@ from spark_dedup.errors import InputError
 from spark_dedup.paths import delete, filesystem, is_local
 from spark_dedup.semantic.assign import CENTROID_COL
 from spark_dedup.semantic.cluster_reading import files_below
-from spark_dedup.semantic.embeddings import as_lists
+from spark_dedup.semantic.embeddings import as_lists, named_errors
 from spark_dedup.workers import in_worker
 
 if TYPE_CHECKING:
@@ -89,8 +89,9 @@ def write_clusters(
 
     # Plain names inside: mapInArrow looks its columns up by unquoted names.
     plain = laid_out.toDF(*(f"c{i}" for i in range(len(schema))))
-    found = plain.mapInArrow(in_worker(run), "centroid int, path string, rows bigint").collect()
-    _delete_others(folder, {row.path for row in found})
+    with named_errors():
+        found = plain.mapInArrow(in_worker(run), "centroid int, path string, rows bigint").collect()
+    _keep(folder, {row.path for row in found})
     counts: dict[int, int] = {}
     for row in found:
         counts[row.centroid] = counts.get(row.centroid, 0) + row.rows
@@ -197,11 +198,22 @@ class _ClusterFile:
         )
 
 
-def _delete_others(folder: str, kept: set[str]) -> None:
-    """Delete the files below a folder that tasks left which were repeated or given up."""
+def _keep(folder: str, kept: set[str]) -> None:
+    """Delete the files below a folder that tasks left which were repeated or given up.
+
+    Raises:
+        InputError: files to keep are not there, as on a folder that each machine has for itself.
+    """
     if not is_local(folder):
         fs, _ = filesystem(folder)
+        fs.invalidate_cache()
         kept = {fs.unstrip_protocol(fs._strip_protocol(path)) for path in kept}
-    for path, _ in files_below(folder):
-        if path not in kept:
-            delete(path)
+    there = {path for path, _ in files_below(folder)}
+    missing = sorted(kept - there)
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(kept)} files that workers wrote cannot be seen from here, such as "
+            f"{missing[0]}: write to a store that all machines share"
+        )
+    for path in there - kept:
+        delete(path)

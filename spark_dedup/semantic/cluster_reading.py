@@ -238,7 +238,9 @@ def files_below(folder: str) -> list[tuple[str, int]]:
 
 
 def _parquet_files(folder: str) -> list[tuple[str, int]]:
-    return [(path, size) for path, size in files_below(folder) if path.endswith(".parquet")]
+    found = ((path, size, os.path.basename(path)) for path, size in files_below(folder))
+    # Names that Spark does not read are those of tasks that were given up.
+    return [(p, size) for p, size, name in found if name.endswith(".parquet") and name[0] not in "._"]
 
 
 def _cluster_of(path: str) -> int:

@@ -70,7 +70,7 @@ class EmbeddingCheck:
         what = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.counts.items()))
         ids = f"; ids {', '.join(self.examples)}" if self.examples else ""
         found = f"column '{embedding_field}': {self.invalid:,} of {self.rows:,} embeddings cannot be used"
-        detail = f"{what} (an embedding has {self.dim} finite values, not all zero{ids})"
+        detail = f"{what} (an embedding has {self.dim} finite values, not all zero, as float32{ids})"
         if invalid == "error":
             raise InputError(
                 f"{found}: {detail}. Mend them, or leave them out with invalid_embeddings='drop'."
@@ -123,8 +123,8 @@ def embedding_width(df: DataFrame, embedding_field: str, embedding_dim: int | No
             f"column '{embedding_field}' is binary: give embedding_dim, so that its bytes can be read as "
             "float16, float32 or float64"
         )
-    rows = df.select(F.size(column).alias("n")).limit(PROBE_ROWS).collect()
-    width = commonest(int(row.n) for row in rows if row.n is not None)
+    rows = df.select(F.size(column).alias("n")).where("n > 0").limit(PROBE_ROWS).collect()
+    width = commonest(int(row.n) for row in rows)
     if width is None:
         raise InputError(f"column '{embedding_field}' holds no embeddings")
     return width

@@ -50,7 +50,7 @@ def fit_task(
     """One task's part of the fit; the root gives one row, the others none."""
     try:
         data = collect_rows(batches, options.dim)
-    except InputError as error:
+    except Exception as error:
         _agree(peers, error)
         raise
     checks = _agree(peers, data.check)
@@ -62,7 +62,7 @@ def fit_task(
     if enough:
         cap = (options.max_points_per_centroid or usable) * options.n_clusters
         if cap < usable:
-            data = data.capped(cap / usable, options.random_state)
+            data = _capped(data, cap / usable, peers, options)
         starts = [partial(_start, data.keys, peers, options, run) for run in range(options.n_init)]
         fits = gpu.fit_runs if options.device == "gpu" else partial(_fit_runs, reporter)
         for fit in fits(data, starts, peers, options):
@@ -72,13 +72,24 @@ def fit_task(
         yield _result(check, best)
 
 
-def _agree(peers: Peers, found: EmbeddingCheck | InputError) -> list[EmbeddingCheck]:
+def _capped(data: Resident, fraction: float, peers: Peers, options: FitOptions) -> Resident:
+    """Draw a share of the rows; all of them where chance left fewer than there are clusters."""
+    drawn = data.capped(fraction, options.random_state)
+    enough = sum(peers.gather(len(drawn.keys))) >= options.n_clusters
+    return drawn if peers.from_root(enough) else data
+
+
+def _agree(peers: Peers, found: EmbeddingCheck | Exception) -> list[EmbeddingCheck]:
     """Return what all tasks found, at the root; where one failed, all raise its error.
 
     Spark shows the error of the task that it hears of first, which else might be one that lost its peers.
     """
+    if isinstance(found, Exception) and not isinstance(found, InputError):
+        found = RuntimeError(
+            f"task {peers.rank} cannot read its rows: {found!r}"
+        )  # its own class may not travel
     all_found = list(peers.gather(found))
-    error = peers.from_root(next((one for one in all_found if isinstance(one, InputError)), None))
+    error = peers.from_root(next((one for one in all_found if isinstance(one, Exception)), None))
     if error is not None:
         raise error
     return [one for one in all_found if isinstance(one, EmbeddingCheck)]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
+import os
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -59,19 +61,39 @@ def gpu_tasks(spark: SparkSession) -> tuple[int, ResourceProfile | None]:
     """Return how many GPUs a stage can use, and the resource profile that gives each task one of them.
 
     A cluster says how many tasks share a GPU (``spark.task.resource.gpu.amount``); a local session says
-    nothing, and there the driver's own GPUs are counted.
+    nothing, and there the driver's own GPUs are counted. 0 where no barrier stage can run.
     """
     share = float(spark.conf.get("spark.task.resource.gpu.amount", None) or 0)
+    slots = barrier_slots(spark)
     if share <= 0:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
-        return max(1, min(barrier_slots(spark), listed.count("GPU "))), None
-    count = max(1, int(barrier_slots(spark) * share + 1e-9))
-    if share == 1 or is_connect(spark):
+        return min(slots, max(1, _own_gpus())), None
+    # There may be fewer cores than tasks that could share a GPU, so this is the least there can be.
+    count = math.ceil(slots * share - 1e-9)
+    if is_connect(spark):
+        return min(slots, count), None
+    each = int(spark.conf.get("spark.executor.resource.gpu.amount", None) or 1)
+    count = min(slots, max(count, each * _executors(spark)))
+    if share == 1:
         return count, None
     from pyspark.resource.profile import ResourceProfileBuilder
     from pyspark.resource.requests import TaskResourceRequests
 
     return count, ResourceProfileBuilder().require(TaskResourceRequests().cpus(1).resource("gpu", 1)).build
+
+
+def _executors(spark: SparkSession) -> int:
+    """Count the executors; the driver is on Spark's list as well."""
+    return int(spark.sparkContext._jsc.sc().getExecutorMemoryStatus().size()) - 1
+
+
+def _own_gpus() -> int:
+    """Count this machine's GPUs that a process may see."""
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+    count = sum(line.startswith("GPU ") for line in listed.splitlines())
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return count
+    return min(count, sum(name.strip() not in ("", "-1") for name in visible.split(",")))
 
 
 def fit_runs(

@@ -26,11 +26,13 @@ from spark_dedup.semantic.embeddings import (
     array_column,
     check_invalid_option,
     embedding_width,
+    named_errors,
 )
 from spark_dedup.semantic.fit import RESULT_SCHEMA, FitOptions, fit_task
 from spark_dedup.semantic.gpu import fit_device, gpu_tasks
 from spark_dedup.semantic.lloyd import Iteration
 from spark_dedup.semantic.progress import progress
+from spark_dedup.semantic.ranking import check_seed
 from spark_dedup.semantic.resident import staged
 from spark_dedup.session import barrier_slots, job_progress
 from spark_dedup.tables import col, require_columns
@@ -123,6 +125,7 @@ def fit_kmeans(
     """
     check_invalid_option(invalid_embeddings)
     check_parameters(n_clusters, max_iter, tol, n_init, oversampling_factor, fit_data_fraction)
+    random_state = check_seed(random_state)
     if max_points_per_centroid is not None and max_points_per_centroid < 1:
         raise InputError(f"max_points_per_centroid must be at least 1, not {max_points_per_centroid}")
     column = array_column(df, embedding_field)
@@ -160,8 +163,10 @@ def fit_kmeans(
     check = EmbeddingCheck(dim, summary["rows"], Counter(summary["counts"]), tuple(summary["examples"]))
     check.settle(embedding_field, invalid_embeddings)
     if "n_iter" not in summary:
+        where = "" if sample is None else f" in the sample of fit_data_fraction={fit_data_fraction}"
         raise InputError(
-            f"n_clusters is {n_clusters:,}, but there are only {check.rows - check.invalid:,} usable embeddings"
+            f"n_clusters is {n_clusters:,}, but there are only {check.rows - check.invalid:,} usable "
+            f"embeddings{where}"
         )
     history = tuple(Iteration(**entry) for entry in summary["history"])
     return KMeansModel(centroids, summary["inertia"], summary["n_iter"], sizes, history, check.invalid)
@@ -176,7 +181,7 @@ def _run(
     rows, opened = rows_in(max(1, slots))
     where: dict[str, Any] = {"barrier": slots > 0} | ({"profile": profile} if profile else {})
     what = f"k-means, {options.n_clusters:,} clusters"
-    with job_progress(spark, what), progress(spark, options.max_iter) as reporter:
+    with job_progress(spark, what), progress(spark, options.max_iter) as reporter, named_errors():
         work = staged(lambda batches, peers: fit_task(opened(batches), peers, options, reporter))
         found = rows.mapInArrow(in_worker(work), RESULT_SCHEMA, **where).collect()[0]
     centroids = np.frombuffer(found.centroids, np.float32).reshape(-1, options.dim)

@@ -37,7 +37,7 @@ _PORT_RANGE = range(32768, 61000)  # where Linux itself takes ports for callers,
 _ALL_HERE = "all here"
 
 # A stranger on a port may close, be silent, or speak another language.
-_STRANGER = (OSError, EOFError, AuthenticationError, AssertionError, ValueError)
+STRANGER = (OSError, EOFError, AuthenticationError, AssertionError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def connect(context: BarrierTaskContext, meeting: Meeting) -> Iterator[Peers]:
         else:
             connections.append(_find_root(hosts[0], rank, meeting))
             connections[0].recv()
-    except _STRANGER as error:
+    except STRANGER as error:
         logger.warning("task %d: no way to the others (%s): exchanging through the driver", rank, error)
         for connection in connections:
             connection.close()
@@ -189,7 +189,7 @@ def _find_root(host: str, rank: int, meeting: Meeting) -> Connection[Any, Any]:
         for port in meeting.ports:
             try:
                 return dial((host, port), rank, meeting.secret, timeout=_CONNECT_SECONDS)
-            except _STRANGER as error:
+            except STRANGER as error:
                 if time.monotonic() > deadline:
                     raise
                 logger.debug("task %d: %s:%d is not the root: %s", rank, host, port, error)
@@ -243,7 +243,7 @@ def accept(
         while len(by_rank) < count:
             listener.settimeout(None if deadline is None else max(0.001, deadline - time.monotonic()))
             caller, _ = listener.accept()
-            with contextlib.suppress(*_STRANGER), _shaking_hands(caller) as connection:
+            with contextlib.suppress(*STRANGER), _shaking_hands(caller) as connection:
                 deliver_challenge(connection, secret)
                 answer_challenge(connection, secret)
                 by_rank[connection.recv()] = connection

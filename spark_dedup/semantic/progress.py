@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from spark_dedup.semantic.lloyd import Iteration
-from spark_dedup.semantic.peers import accept, dial, listen
+from spark_dedup.semantic.peers import STRANGER, accept, dial, listen
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -37,7 +37,7 @@ class Reporter:
             if self._connection is None:
                 self._connection = dial(self.address, 0, self.secret, timeout=3)
             self._connection.send(iteration)
-        except (OSError, EOFError):
+        except STRANGER:
             self.address = None
 
 
@@ -63,7 +63,7 @@ def progress(spark: SparkSession, max_iter: int) -> Iterator[Reporter]:
 
 
 def _watch(listener: socket.socket, secret: bytes, max_iter: int) -> None:
-    with contextlib.suppress(OSError, EOFError), accept(listener, 1, secret, timeout=None)[0] as connection:
+    with contextlib.suppress(*STRANGER), accept(listener, 1, secret, timeout=None)[0] as connection:
         while True:
             entry: Iteration = connection.recv()
             left = entry.seconds / entry.number * (max_iter - entry.number)

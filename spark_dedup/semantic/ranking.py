@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pyspark.sql import functions as F
 
 from spark_dedup.errors import InputError
@@ -21,6 +22,7 @@ __all__ = [
     "OrderKey",
     "RankingStrategy",
     "check_ranking",
+    "check_seed",
     "order_keys",
     "precedes",
 ]
@@ -31,6 +33,17 @@ COSINE_DIST_TO_CENT_COL = "cosine_dist_to_cent"
 DISTANCES = {"cosine": COSINE_DIST_TO_CENT_COL, "l2": L2_DIST_TO_CENT_COL}
 _KEEP = ("hard", "easy", "random")
 _STRATEGIES = ("sort", "random")
+
+
+def check_seed(seed: Any, name: str = "random_state") -> int:
+    """Return a seed as a plain int, which Spark hashes as one wherever it came from.
+
+    Raises:
+        InputError: it is no whole number from 0 to 2**63 - 1.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 1 << 63:
+        raise InputError(f"{name} must be a whole number from 0 to 2**63 - 1, not {seed!r}")
+    return int(seed)
 
 
 class RankingStrategy:
@@ -68,7 +81,7 @@ class RankingStrategy:
             raise InputError("strategy 'sort' needs at least one column in metadata_cols")
         self.ascending = directions
         self.strategy = strategy
-        self.random_seed = random_seed
+        self.random_seed = check_seed(random_seed, "random_seed")
 
     @classmethod
     def metadata_based(

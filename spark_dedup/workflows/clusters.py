@@ -25,9 +25,10 @@ from spark_dedup.semantic.cluster_files import parquet_codec, write_clusters
 from spark_dedup.semantic.embedding_files import EmbeddingFiles, find_embedding_files
 from spark_dedup.semantic.embeddings import array_column, check_invalid_option, embedding_width
 from spark_dedup.semantic.kmeans import check_init, check_parameters, fit_kmeans
+from spark_dedup.semantic.ranking import check_seed
 from spark_dedup.session import active_or_build, job_progress, settings
 from spark_dedup.tables import col, require_columns
-from spark_dedup.workflows.inputs import JobInput, inspect_input, plain_files
+from spark_dedup.workflows.inputs import JobInput, inspect_input, plain_files, table_version
 from spark_dedup.workflows.result import WorkflowResult
 from spark_dedup.workflows.steps import Steps, fingerprint, steps_of
 from spark_dedup.workflows.unique_ids import check_unique_ids
@@ -120,6 +121,7 @@ class KMeansStage:
         )
         check_invalid_option(self.invalid_embeddings)
         start = self.init if isinstance(self.init, str) else np.asarray(self.init)
+        self.random_state = check_seed(self.random_state)
         width = 1 if isinstance(start, str) else start.shape[-1] if start.ndim else 1
         check_init(start, self.n_clusters, width)
 
@@ -131,7 +133,7 @@ class KMeansStage:
         with ExitStack() as held:
             found = self._inspect(session, self._folders())
             held.enter_context(exclusive(output))
-            steps = held.enter_context(self._steps(output, found, [KMEANS_FOLDER]))
+            steps = held.enter_context(self._steps(session, output, found, [KMEANS_FOLDER]))
             done = self._clustered(session, steps, found, output, self.write_kwargs)
             steps.close()
         return WorkflowResult("kmeans", {"total_time": time.monotonic() - started, **done})
@@ -145,9 +147,13 @@ class KMeansStage:
         with settings(spark, _reader_settings(found.files), reason=type(self).__name__):
             return embedding_width(self._read(spark), self.embedding_field, self.embedding_dim)
 
-    def _steps(self, folder: str, found: JobInput, owned: Sequence[str]) -> AbstractContextManager[Steps]:
+    def _steps(
+        self, spark: SparkSession, folder: str, found: JobInput, owned: Sequence[str]
+    ) -> AbstractContextManager[Steps]:
         mode = "overwrite" if self.clear_output else "error"
-        return steps_of(folder, fingerprint(self._identity(), found.files), owned=owned, mode=mode)
+        version = table_version(spark, self.input_path, filetype=self.input_filetype)
+        digest = fingerprint({**self._identity(), "version": version}, found.files)
+        return steps_of(folder, digest, owned=owned, mode=mode)
 
     def _clustered(
         self,
@@ -259,7 +265,9 @@ class KMeansStage:
             packed=not on_gpu(spark),
             files=None if on_gpu(spark) else files,
         )
-        sizes = (model.cluster_sizes / (self.fit_data_fraction or 1)).astype(np.int64)
+        # The fit may have seen a share of the rows.
+        seen = int(model.cluster_sizes.sum())
+        sizes = np.ceil(model.cluster_sizes * ((found.num_rows or seen) / seen)).astype(np.int64)
         rows = cluster_layout(assigned, cluster_sizes=sizes, id_field=self.id_field)
         with (
             staged(f"{output}/{KMEANS_FOLDER}", mode="overwrite") as aside,
@@ -274,7 +282,7 @@ class KMeansStage:
             "n_iter": int(model.n_iter),
             "inertia": float(model.inertia),
             "largest_cluster": max(counts),
-            "num_invalid_embeddings": int(model.invalid),
+            "num_invalid_embeddings": (found.num_rows or 0) - sum(counts),
         }
         if self.verbose:
             logger.info(

@@ -19,6 +19,7 @@ from spark_dedup.outputs import exclusive, staged
 from spark_dedup.paths import Location, delete, exists, normalise_path
 from spark_dedup.rules import TEXT_LENGTH, check_source_rules, with_text_length
 from spark_dedup.semantic.cluster_reading import StoredClusters, one_cluster
+from spark_dedup.semantic.embeddings import named_errors
 from spark_dedup.semantic.identify import check_eps
 from spark_dedup.semantic.pairwise import pairwise_similarity
 from spark_dedup.semantic.ranking import (
@@ -147,11 +148,11 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             found = self._inspect(session, self._folders())
             for folder in dict.fromkeys([output, cache]):
                 held.enter_context(exclusive(folder))
-            if not self.clear_output and exists(duplicates):
+            steps = held.enter_context(self._steps(session, cache, found, owned))
+            if not (self.clear_output or steps.resumed) and exists(duplicates):
                 raise FileExistsError(
                     f"output {duplicates} exists: choose another folder or clear_output=True"
                 )
-            steps = held.enter_context(self._steps(cache, found, owned))
             metadata: dict[str, Any] = {"total_time": 0.0, "num_duplicates": 0}
             metadata |= self._clustered(session, steps, found, cache, self.cache_kwargs)
             compared = steps.result("pairwise")
@@ -273,6 +274,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
         with (
             staged(f"{cache}/{PAIRWISE_FOLDER}", mode="overwrite") as aside,
             job_progress(spark, "comparing records inside their clusters"),
+            named_errors(),
         ):
             pairs.write.options(**given_options(self.cache_kwargs)).parquet(aside)
         return {"pairwise_time": time.monotonic() - started}

@@ -80,6 +80,9 @@ class Steps:
 
     Steps of a killed run with the same fingerprint stand; anything else the job wrote is cleared.
 
+    Attributes:
+        resumed: whether an unfinished run with the same fingerprint was found.
+
     Args:
         output: the job's output folder.
         digest: ``fingerprint`` of this run.
@@ -111,7 +114,8 @@ class Steps:
         self._before = _read(self._path)
         self._done: dict[str, dict[str, Any]] = {}
         self._wrote: list[str] = []
-        if not self._resume() and clear:
+        self.resumed = self._resume()
+        if not self.resumed and clear:
             for name in owned:
                 delete(f"{self.output}/{name}")
         self._write(finished=False)

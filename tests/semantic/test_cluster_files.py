@@ -14,7 +14,7 @@ from spark_dedup.errors import InputError
 from spark_dedup.semantic import cluster_files, cluster_reading
 from spark_dedup.semantic.assign import cluster_layout
 from spark_dedup.semantic.cluster_files import parquet_codec, write_clusters
-from spark_dedup.semantic.cluster_reading import StoredClusters
+from spark_dedup.semantic.cluster_reading import StoredClusters, one_cluster
 from spark_dedup.semantic.embeddings import from_matrix, packed_matrix
 
 NAME = "the `e`.x é"
@@ -145,7 +145,7 @@ def test_stores_behind_fsspec():
     for file in (kept, left):
         file.add(batch)
     (_, path, _), _ = kept.close(), left.close()
-    cluster_files._delete_others(layout.folder, {path})
+    cluster_files._keep(layout.folder, {path})
     ((name, _),) = cluster_reading.files_below(layout.folder)
     assert name.endswith("bucket/out/centroid=2/a.parquet")
     ((piece,),) = cluster_reading._shares(layout.folder, 2)
@@ -153,3 +153,26 @@ def test_stores_behind_fsspec():
     assert rows.column(1).to_pylist() == [2] * 60
     assert rows.column(2).to_pylist() == list(range(60))
     assert rows.column(0).to_pylist() == packed_matrix(UNIT).to_pylist()
+
+
+def test_files_of_given_up_tasks_are_no_clusters(spark, tmp_path):
+    rows = pa.table({"id": [1, 2], "embeddings": [[1.0, 0.0], [0.0, 1.0]]})
+    (tmp_path / "centroid=3").mkdir()
+    pq.write_table(rows, tmp_path / "centroid=3" / "part-0.parquet")
+    for name in (".part-1.parquet", "_part-2.parquet"):
+        (tmp_path / "centroid=3" / name).write_bytes(b"PAR1")
+    clusters = one_cluster(spark, str(tmp_path))
+    stored = StoredClusters(clusters, str(tmp_path), clusters.columns, "embeddings")
+    assert stored.sizes() == {3: 2}
+
+
+def test_files_that_are_seen_by_workers_only_are_an_error(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("x")
+    with pytest.raises(
+        InputError, match=r"1 of 2 files that workers wrote .* such as .*/elsewhere: write to a store"
+    ):
+        cluster_files._keep(str(tmp_path), {f"{tmp_path}/a", f"{tmp_path}/elsewhere"})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+    cluster_files._keep(str(tmp_path), {f"{tmp_path}/a"})
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]

@@ -172,3 +172,9 @@ def test_missing_column_empty_input_and_binary_without_a_length(spark):
 
 def test_the_commonest_length_wins(spark):
     assert embedding_width(frame(spark, [[1.0], [1.0, 2.0], [2.0, 2.0], None]), "embeddings") == 2
+
+
+def test_the_width_is_found_behind_rows_without_embeddings(spark):
+    rows = "CASE WHEN id >= 1500 THEN array(1f, 2f, 3f) WHEN id % 2 = 0 THEN array() END AS embeddings"
+    df = spark.range(0, 1600, 1, 1).selectExpr(rows)
+    assert embedding_width(df, "embeddings") == 3

@@ -1,5 +1,7 @@
 """The GPU stage with NumPy in the place of cuML, NCCL and CuPy: everything but the libraries themselves."""
 
+import types
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -125,7 +127,17 @@ def alone(unit, calls, **options):
             "e": from_matrix(unit),
         }
     )
-    return next(fit_task([batch], Alone(), FitOptions(**given | options), Reporter()))
+    batches = options.pop("batches", [batch])
+    return next(fit_task(batches, Alone(), FitOptions(**given | options), Reporter()))
+
+
+def test_a_task_that_cannot_read_says_why(unit):
+    def broken():
+        raise OSError(28, "No space left on device")
+        yield
+
+    with pytest.raises(RuntimeError, match=r"task 0 cannot read its rows: OSError\(28, 'No space left"):
+        alone(unit, numpy_calls(), batches=broken())
 
 
 def test_one_gpu_uses_plain_kmeans_and_no_communicator(unit):
@@ -181,13 +193,47 @@ def test_gpu_without_cuml(spark, monkeypatch):
         gpu.fit_device(spark, "gpu")
 
 
-@pytest.mark.parametrize(("share", "slots", "expected"), [("1", 4, 4), ("0.25", 16, 4), ("0.5", 3, 1)])
-def test_tasks_are_one_per_gpu_of_the_cluster(monkeypatch, share, slots, expected):
-    class Session:
-        class conf:  # noqa: N801
-            get = staticmethod(lambda key, default=None: share)
+class Cluster:
+    """A session of executors with GPUs, as far as it is asked about them."""
 
+    def __init__(self, **conf):
+        self.conf = conf
+
+
+@pytest.mark.parametrize(
+    ("share", "each", "executors", "slots", "expected"),
+    [
+        ("1", "1", 4, 4, 4),
+        ("0.25", "1", 4, 16, 4),
+        ("0.5", "2", 1, 3, 2),  # three cores, two GPUs
+        ("0.1", "1", 4, 32, 4),  # eight cores: a GPU could serve ten tasks
+        ("0.0625", "1", 10, 80, 10),
+        ("0.25", "4", 1, 2, 2),  # two cores cannot feed four GPUs
+        ("0.25", "1", 2, 0, 0),  # dynamic allocation: no barrier stage
+    ],
+)
+def test_tasks_are_one_per_gpu_of_the_cluster(monkeypatch, share, each, executors, slots, expected):
     monkeypatch.setattr(gpu, "barrier_slots", lambda _: slots)
-    count, profile = gpu.gpu_tasks(Session())
+    monkeypatch.setattr(gpu, "_executors", lambda _: executors)
+    conf = {"spark.task.resource.gpu.amount": share, "spark.executor.resource.gpu.amount": each}
+    count, profile = gpu.gpu_tasks(Cluster(**conf))
     assert count == expected
     assert (profile is None) == (share == "1")
+
+
+def test_executors_are_counted_without_the_driver(spark):
+    assert gpu._executors(spark) == 0
+
+
+@pytest.mark.parametrize(
+    ("visible", "slots", "expected"),
+    [(None, 8, 2), ("", 8, 1), ("1", 8, 1), ("0, 1,2,3", 8, 2), ("-1", 8, 1), (None, 1, 1), (None, 0, 0)],
+)
+def test_tasks_are_one_per_gpu_that_a_local_session_sees(monkeypatch, visible, slots, expected):
+    listed = "GPU 0: NVIDIA GeForce RTX 3080 Laptop GPU (UUID: GPU-1a)\nGPU 1: NVIDIA H100 (UUID: GPU-2b)\n"
+    monkeypatch.setattr(gpu.subprocess, "run", lambda *a, **k: types.SimpleNamespace(stdout=listed))
+    monkeypatch.setattr(gpu, "barrier_slots", lambda _: slots)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpu.gpu_tasks(Cluster()) == (expected, None)

@@ -89,6 +89,28 @@ def test_samples_are_drawn_by_hash(df):
     assert 140 < capped.cluster_sizes.sum() < 260  # 200 expected, standard deviation 13
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_cap_never_leaves_fewer_rows_than_clusters(df, seed):
+    options = {"n_clusters": 2, "max_points_per_centroid": 1, "random_state": seed}
+    found = fit_kmeans(df, id_field="id", **options)
+    # Of 1,500 rows two are expected; where the draw gives none or one, all are taken.
+    assert 2 <= found.cluster_sizes.sum() < 12 or found.cluster_sizes.sum() == 1500
+
+
+@pytest.mark.parametrize("seed", [0, 7, (1 << 63) - 1])
+def test_a_seed_of_any_whole_kind_is_one(df, seed):
+    usual = fit_kmeans(df, n_clusters=5, id_field="id", random_state=seed, fit_data_fraction=0.5)
+    same = fit_kmeans(df, n_clusters=5, id_field="id", random_state=np.int64(seed), fit_data_fraction=0.5)
+    np.testing.assert_array_equal(same.centroids, usual.centroids)
+
+
+def test_a_sample_of_fewer_rows_than_clusters_is_said_to_be_one(df):
+    with pytest.raises(
+        InputError, match=r"only \d+ usable embeddings in the sample of fit_data_fraction=0.01"
+    ):
+        fit_kmeans(df, n_clusters=400, id_field="id", fit_data_fraction=0.01)
+
+
 def test_a_session_with_one_slot_for_many_partitions(df, model, monkeypatch):
     monkeypatch.setattr("spark_dedup.semantic.kmeans.barrier_slots", lambda _: 1)
     one = fit_kmeans(df.repartition(4), n_clusters=5, id_field="id")
@@ -142,6 +164,10 @@ def test_tasks_that_cannot_reach_each_other_go_through_the_driver(df, model, mon
         ({"fit_data_fraction": 1.0}, "fit_data_fraction must lie between 0 and 1"),
         ({"fit_data_fraction": 0}, "fit_data_fraction must lie between 0 and 1"),
         ({"max_points_per_centroid": 0}, "max_points_per_centroid must be"),
+        ({"random_state": -1}, r"random_state must be a whole number from 0 to 2\*\*63 - 1, not -1"),
+        ({"random_state": None}, "random_state must be"),
+        ({"random_state": 1.0}, "random_state must be"),
+        ({"random_state": 1 << 63}, "random_state must be"),
         ({"init": "k-means+++"}, "init must be one of"),
         ({"init": np.zeros((4, 3))}, r"init has shape \(4, 3\).*need \(5, 3\)"),
         ({"init": np.full((5, 3), np.nan)}, "init holds NaN"),

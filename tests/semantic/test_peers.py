@@ -10,7 +10,9 @@ from types import SimpleNamespace
 import pytest
 
 from spark_dedup.semantic import peers
+from spark_dedup.semantic.lloyd import Iteration
 from spark_dedup.semantic.peers import Alone, Gathering, Meeting, Star, connect
+from spark_dedup.semantic.progress import Reporter
 
 
 def task_of(rank, size):
@@ -135,3 +137,25 @@ def test_no_free_port_leaves_the_barriers_own_exchange(meeting, monkeypatch, cap
             with connect(task_of(rank, 2), meeting) as found:
                 assert isinstance(found, Gathering)
     assert "none of the ports" in caplog.text
+
+
+def test_whoever_listens_in_the_drivers_place_does_not_stop_a_fit():
+    """A host may have another service on the port: it speaks another language, or asks for another secret."""
+    for behave in (lambda caller: caller.sendall(b"HTTP/1.1 400\r\n\r\n"), None):
+        ready = threading.Event()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+
+            def serve(listener=listener, behave=behave, ready=ready):
+                with contextlib.suppress(*peers.STRANGER):
+                    if behave is None:
+                        peers.accept(listener, 1, b"another secret", timeout=5)
+                    else:
+                        behave(listener.accept()[0])
+                ready.set()
+
+            threading.Thread(target=serve, daemon=True).start()
+            reporter = Reporter(("127.0.0.1", port), b"secret")
+            reporter.report(Iteration(1, 1.0, 0, 0.1))
+            assert ready.wait(10)
+            assert reporter.address is None

@@ -8,6 +8,8 @@ from sklearn.datasets import make_blobs
 
 from spark_dedup import KMeansStage, RankingStrategy, SemanticDeduplicationWorkflow
 from spark_dedup.errors import InputError
+from spark_dedup.semantic.kmeans import _SAMPLE_OF, fit_kmeans
+from spark_dedup.workflows.steps import Steps
 
 
 def write(folder, x, ids=None, files=1, **columns):
@@ -90,6 +92,82 @@ def test_a_killed_run_goes_on_and_changed_parameters_start_over(spark, tmp_path,
     assert "starting over" in caplog.text
     with pytest.raises(FileExistsError):
         job(data, out, 4, eps=0.01, clear_output=False).run(spark)
+
+
+def test_a_table_that_grew_since_the_killed_run_is_clustered_anew(spark, tmp_path, monkeypatch, caplog):
+    table, out = str(tmp_path / "in"), tmp_path / "out"
+    data = write(tmp_path / "files", near_copies())
+    spark.read.parquet(str(data)).write.format("delta").save(table)
+    job = SemanticDeduplicationWorkflow
+    compare = job._compare
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "_compare", killed)
+    with pytest.raises(KeyboardInterrupt):
+        job(table, out, 4, eps=0.01).run(spark)
+    monkeypatch.setattr(job, "_compare", compare)
+    more = spark.read.parquet(str(data)).where("id < 6").selectExpr("id + 100 AS id", "embeddings")
+    more.write.format("delta").mode("append").save(table)
+    found = job(table, out, 4, eps=0.01).run(spark)
+    assert "starting over" in caplog.text
+    assert (found["num_documents"], found["num_duplicates"]) == (66, 56)
+
+
+@pytest.mark.parametrize("cache", ["out", "cache"])
+def test_a_run_killed_at_its_end_goes_on_without_clearing(spark, tmp_path, monkeypatch, cache):
+    data, out = write(tmp_path / "in", near_copies()), tmp_path / "out"
+
+    def run():
+        job = SemanticDeduplicationWorkflow(
+            data, out, 4, eps=0.01, clear_output=False, cache_path=tmp_path / cache
+        )
+        return job.run(spark)["num_duplicates"]
+
+    def killed(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Steps, "close", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    assert (out / "duplicates").exists()
+    assert run() == 50
+    with pytest.raises(FileExistsError):
+        run()
+
+
+@pytest.mark.parametrize("source", ["files", "delta"])
+def test_an_unusable_embedding_outside_the_sample(spark, tmp_path, source):
+    x = np.concatenate([near_copies(600), np.zeros((30, 8))])
+    data = write(tmp_path / "in", x, files=2)
+    if source == "delta":
+        spark.read.parquet(str(data)).write.format("delta").save(str(tmp_path / "table"))
+        data = tmp_path / "table"
+    options = {"fit_data_fraction": 0.3, "eps": 0.01}
+    stage = SemanticDeduplicationWorkflow(data, tmp_path / "out", 4, invalid_embeddings="drop", **options)
+    found = stage.run(spark)
+    assert (found["num_documents"], found["num_invalid_embeddings"]) == (600, 30)
+    # A start that is given needs no usable rows but those of the sample.
+    one = write(tmp_path / "one", np.concatenate([near_copies(600), np.zeros((1, 8))]))
+    fit = fit_kmeans(spark.read.parquet(str(one)), n_clusters=4, id_field="id", invalid_embeddings="drop",
+                     fit_data_fraction=0.3)  # fmt: skip
+    seed = next(s for s in range(9) if not _samples(spark, s, 600, 0.3))
+    stage = KMeansStage(one, tmp_path / "b", 4, init=fit.centroids, random_state=seed, fit_data_fraction=0.3)
+    with pytest.raises(InputError, match=r"1 all zero .*ids 600"):
+        stage.run(spark)
+
+
+def _samples(spark, seed, number, fraction):
+    """Return whether a sample holds an id, by Spark's hash, with the steps that the fit documents."""
+    key = "xxhash64(cast(id AS bigint))"
+    row = (
+        spark.range(number, number + 1)
+        .selectExpr(f"pmod(xxhash64({seed}, {key}), {_SAMPLE_OF}) AS n")
+        .first()
+    )
+    return row.n < int(fraction * _SAMPLE_OF)
 
 
 def test_string_ids_metadata_ranking_and_no_eps(spark, tmp_path):
