@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from spark_dedup.datasets import FileInfo
 
-__all__ = ["alike_columns", "check_schemas", "parquet_footers"]
+__all__ = ["alike_columns", "check_readable", "check_schemas", "parquet_footers"]
 
 
 def parquet_footers(files: Sequence[FileInfo], *, threads: int = 16) -> list[pa.parquet.FileMetaData]:
@@ -76,6 +77,42 @@ def check_schemas(
                 raise InputError(
                     f"{file.path} has another schema: column {name!r} is {here}, in {files[0].path} it is {there}. "
                     "Read them apart or write them with one schema"
+                )
+
+
+def check_readable(
+    files: Sequence[FileInfo],
+    footers: Sequence[pa.parquet.FileMetaData],
+    *,
+    columns: Sequence[str] | None = None,
+) -> None:
+    """Check that Spark has the types of parquet files' columns.
+
+    Args:
+        files: the files.
+        footers: their footers, in the same order.
+        columns: the columns that are read; by default all. Nanoseconds in another do no harm where the session
+            reads them as numbers (``session.parquet_as_it_is``).
+
+    Raises:
+        InputError: naming a file, the column, and what to write instead.
+    """
+    for file, footer in zip(files, footers, strict=True):
+        names = sorted(footer.schema.to_arrow_schema().names, key=len, reverse=True)
+        for i in range(footer.num_columns):
+            leaf = footer.schema.column(i)
+            kind = json.loads(leaf.logical_type.to_json())
+            name = next((n for n in names if leaf.path == n or leaf.path.startswith(f"{n}.")), leaf.path)
+            wanted = columns is None or name in columns
+            if kind["Type"] == "Float16":
+                raise InputError(
+                    f"{file.path}: column {name!r} has floats of 16 bits, which Spark cannot read: "
+                    "write float32, or leave the column out of the files"
+                )
+            if wanted and kind.get("timeUnit") == "nanoseconds":
+                raise InputError(
+                    f"{file.path}: column {name!r} is in nanoseconds, which Spark cannot read: write microseconds "
+                    "(pandas: to_parquet(…, coerce_timestamps='us')), or leave the column out of what is read"
                 )
 
 

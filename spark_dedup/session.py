@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ __all__ = [
     "describe_device",
     "is_connect",
     "job_progress",
+    "parquet_as_it_is",
     "require_delta",
     "resolve_device",
     "settings",
@@ -260,9 +262,25 @@ def barrier_slots(spark: SparkSession) -> int:
     return min(slots, int(local[1] or 1)) if local else slots
 
 
+_PARQUET = {
+    # Spark's own default is INT96, which other readers take for nanoseconds, where far dates overflow.
+    "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
+    # Else a column of nanoseconds that nobody asked for keeps Spark from reading the others.
+    "spark.sql.legacy.parquet.nanosAsLong": "true",
+}
+
+
+def parquet_as_it_is(spark: SparkSession) -> AbstractContextManager[None]:
+    """Have parquet's timestamps read and written as they are inside the block, where the session takes it."""
+    return settings(spark, _PARQUET)
+
+
 @contextlib.contextmanager
-def settings(spark: SparkSession, wanted: Mapping[str, str], *, reason: str) -> Iterator[None]:
-    """Apply runtime settings inside the block and put the old ones back; warn of each that cannot be taken."""
+def settings(spark: SparkSession, wanted: Mapping[str, str], *, reason: str | None = None) -> Iterator[None]:
+    """Apply runtime settings inside the block and put the old ones back.
+
+    With a ``reason``, warn of each that the session does not take.
+    """
     before: dict[str, str | None] = {}
     for key, value in wanted.items():
         try:
@@ -271,7 +289,8 @@ def settings(spark: SparkSession, wanted: Mapping[str, str], *, reason: str) -> 
             before[key] = old
         except Exception as error:  # its class differs between classic and Connect
             first = str(error).splitlines()[0]
-            logger.warning("%s: this session no longer takes %s=%s (%s)", reason, key, value, first)
+            level = logging.DEBUG if reason is None else logging.WARNING
+            logger.log(level, "%s: this session no longer takes %s=%s (%s)", reason, key, value, first)
     try:
         yield
     finally:

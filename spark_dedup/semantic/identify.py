@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from numbers import Real
 from typing import TYPE_CHECKING
 
 from pyspark.sql import functions as F
@@ -27,7 +28,7 @@ def check_eps(eps: float) -> float:
     Raises:
         InputError: unless ``0 <= eps < 1``.
     """
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 <= eps < 1:
+    if isinstance(eps, bool) or not isinstance(eps, Real) or not 0 <= eps < 1:
         raise InputError(f"eps must be at least 0 and less than 1, not {eps!r}")
     return float(eps)
 

@@ -26,9 +26,9 @@ from spark_dedup.semantic.embedding_files import EmbeddingFiles, find_embedding_
 from spark_dedup.semantic.embeddings import array_column, check_invalid_option, embedding_width
 from spark_dedup.semantic.kmeans import check_init, check_parameters, fit_kmeans
 from spark_dedup.semantic.ranking import check_seed
-from spark_dedup.session import active_or_build, job_progress, settings
+from spark_dedup.session import active_or_build, job_progress, parquet_as_it_is, settings
 from spark_dedup.tables import col, require_columns
-from spark_dedup.workflows.inputs import JobInput, inspect_input, plain_files, table_version
+from spark_dedup.workflows.inputs import JobInput, inspect_input, plain_files, read_input, table_version
 from spark_dedup.workflows.result import WorkflowResult
 from spark_dedup.workflows.steps import Steps, fingerprint, steps_of
 from spark_dedup.workflows.unique_ids import check_unique_ids
@@ -120,6 +120,8 @@ class KMeansStage:
             self.fit_data_fraction,
         )
         check_invalid_option(self.invalid_embeddings)
+        if self.id_field == self.embedding_field:
+            raise InputError(f"id_field and embedding_field are both {self.id_field!r}: name two columns")
         start = self.init if isinstance(self.init, str) else np.asarray(self.init)
         self.random_state = check_seed(self.random_state)
         width = 1 if isinstance(start, str) else start.shape[-1] if start.ndim else 1
@@ -131,6 +133,7 @@ class KMeansStage:
         session = active_or_build(spark, device=self.device)
         output = normalise_path(self.output_path)
         with ExitStack() as held:
+            held.enter_context(parquet_as_it_is(session))
             found = self._inspect(session, self._folders())
             held.enter_context(exclusive(output))
             steps = held.enter_context(self._steps(session, output, found, [KMEANS_FOLDER]))
@@ -212,6 +215,8 @@ class KMeansStage:
         )
         for folder in folders:
             check_output(folder, inputs=found.paths, mode="overwrite")
+        if self.input_filetype == "jsonl":  # looks for malformed lines, in a pass of its own
+            read_input(spark, self.input_path, filetype="jsonl", extensions=self.input_file_extensions)
         df = self._read(spark)
         require_columns(df, columns, where=str(found.source))
         array_column(df, self.embedding_field)

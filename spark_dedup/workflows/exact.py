@@ -16,7 +16,7 @@ from spark_dedup.limits import SafetyStopError, check_limits, over_a_limit
 from spark_dedup.outputs import exclusive
 from spark_dedup.paths import Location, normalise_path
 from spark_dedup.rules import check_source_rules
-from spark_dedup.session import active_or_build, settings
+from spark_dedup.session import active_or_build, parquet_as_it_is, settings
 from spark_dedup.workflows.exact_inputs import (
     DEFAULT_BLOCKSIZE,
     GENERATOR_FILE,
@@ -158,6 +158,7 @@ class ExactDeduplicationWorkflow:
         )
         output = normalise_path(self.output_path)
         with ExitStack() as held:
+            held.enter_context(parquet_as_it_is(session))
             found = inspect(self, session, output)
             held.enter_context(exclusive(output))
             held.enter_context(settings(session, running_settings(self), reason="ExactDeduplicationWorkflow"))
@@ -194,7 +195,8 @@ class ExactDeduplicationWorkflow:
         """Say what would be read and written, and how large it is, and touch nothing."""
         session = active_or_build(spark, device=self.device)
         output = normalise_path(self.output_path)
-        found = inspect(self, session, output)
+        with parquet_as_it_is(session):
+            found = inspect(self, session, output)
         writes = [f"{output}/{IDS_FOLDER}"]
         writes += [f"{output}/{GENERATOR_FILE}"] if self.assign_id else []
         writes += [f"{output}/{REMOVED_FOLDER}"] if self.perform_removal else []

@@ -104,7 +104,7 @@ def inspect(job: ExactDeduplicationWorkflow, spark: SparkSession, output: str) -
         input_of(job),
         filetype=job.input_filetype,
         extensions=job.input_file_extensions,
-        columns=wanted,
+        columns=None if job.perform_removal else wanted,
     )
     check_apart(output, found.paths, may_hold=True)
     for name in (IDS_FOLDER, REMOVED_FOLDER):

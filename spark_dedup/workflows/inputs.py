@@ -19,7 +19,7 @@ from spark_dedup.datasets import (
     read_files,
 )
 from spark_dedup.errors import InputError
-from spark_dedup.footers import check_schemas, parquet_footers
+from spark_dedup.footers import check_readable, check_schemas, parquet_footers
 from spark_dedup.ids import jsonl
 from spark_dedup.ids.curator import parse_bytes
 from spark_dedup.ids.files import match_urls
@@ -104,6 +104,7 @@ def inspect_input(
         return JobInput(found, files, None, found.names)
     footers = parquet_footers(files)
     check_schemas(files, footers, columns=columns)
+    check_readable(files, footers, columns=columns)
     return JobInput(found, files, sum(footer.num_rows for footer in footers), found.names)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from spark_dedup.datasets import Named
 from spark_dedup.outputs import exclusive
 from spark_dedup.paths import Location
-from spark_dedup.session import active_or_build, settings
+from spark_dedup.session import active_or_build, parquet_as_it_is, settings
 from spark_dedup.tables import ID
 from spark_dedup.workflows.inputs import split_settings
 from spark_dedup.workflows.removal_inputs import check_arguments, inspect, is_there, listed_ids, names_table
@@ -117,8 +117,9 @@ class TextDuplicatesRemovalWorkflow:
         if self.output_mode == "ignore" and is_there(self, session):
             logger.info("output %s exists and is left as it is", self.output_path)
             return self._result(started, read=0, removed=0)
-        found = inspect(self, session)
         with ExitStack() as held:
+            held.enter_context(parquet_as_it_is(session))
+            found = inspect(self, session)
             if not names_table(self):
                 held.enter_context(exclusive(self.output_path))
             wanted = split_settings(self.input_blocksize)
@@ -129,7 +130,8 @@ class TextDuplicatesRemovalWorkflow:
     def plan(self, spark: SparkSession | None = None) -> WorkflowResult:
         """Say what would be read and written, and how large it is, and touch nothing."""
         session = active_or_build(spark, device=self.device)
-        found = inspect(self, session)
+        with parquet_as_it_is(session):
+            found = inspect(self, session)
         return WorkflowResult(
             "text_duplicates_removal (plan)",
             {

@@ -28,7 +28,7 @@ from spark_dedup.semantic.ranking import (
     RankingStrategy,
     check_ranking,
 )
-from spark_dedup.session import active_or_build, job_progress
+from spark_dedup.session import active_or_build, job_progress, parquet_as_it_is
 from spark_dedup.workflows.clusters import KMEANS_FOLDER, KMeansStage, given_options, read_centroids
 from spark_dedup.workflows.planning import plan_of
 from spark_dedup.workflows.recording import record_run
@@ -115,6 +115,8 @@ class SemanticDeduplicationWorkflow(KMeansStage):
         super().__post_init__()
         check_limits(self.max_removed_fraction, self.max_cluster_fraction)
         check_ranking(self.which_to_keep, self.distance_metric)
+        if not isinstance(self.ranking_strategy, RankingStrategy | None):
+            raise InputError(f"ranking_strategy must be a RankingStrategy, not {self.ranking_strategy!r}")
         if self.eps is not None:
             check_eps(self.eps)
         if self.ledger is not None and self.eps is None:
@@ -145,6 +147,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
         duplicates = f"{output}/{DUPLICATES_FOLDER}"
         owned = [KMEANS_FOLDER, PAIRWISE_FOLDER, *([DUPLICATES_FOLDER] if cache == output else [])]
         with ExitStack() as held:
+            held.enter_context(parquet_as_it_is(session))
             found = self._inspect(session, self._folders())
             for folder in dict.fromkeys([output, cache]):
                 held.enter_context(exclusive(folder))
@@ -179,9 +182,10 @@ class SemanticDeduplicationWorkflow(KMeansStage):
         """Say what would be read, compared and written, how large it is and where it runs; write nothing."""
         session = active_or_build(spark, device=self.device)
         folders = self._folders()
-        found = self._inspect(session, folders)
+        with parquet_as_it_is(session):
+            found = self._inspect(session, folders)
+            dim = self._width(session, found)
         rows = found.num_rows or 0
-        dim = self._width(session, found)
         sizes = [-(-rows // self.n_clusters)] * self.n_clusters
         known = exists(folders[0])
         if known:

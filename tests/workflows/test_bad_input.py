@@ -263,3 +263,42 @@ def test_odd_names_work(spark, tmp_path, filetype):
             removed.run(spark)
             ids = [row[0] for row in spark.read.format("delta").load(str(place)).collect()]
             assert ids == [1]
+
+
+NANOS = pa.array([0, 1, 2], pa.timestamp("ns"))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_nanoseconds_are_left_alone_or_named(spark, tmp_path, nested):
+    """Pandas writes its dates so, and Spark cannot read them."""
+    dates = pa.StructArray.from_arrays([NANOS], ["at"]) if nested else NANOS
+    parquet(tmp_path / "in", GOOD.append_column("a.b", dates))
+    options = {"input_path": tmp_path / "in", "id_field": "id"}
+    found = ExactDeduplicationWorkflow(output_path=tmp_path / "out", assign_id=False, **options).run(spark)
+    assert found["num_duplicates"] == 1
+    named = r"in/0\.parquet: column 'a\.b' is in nanoseconds, which Spark cannot read: write microseconds"
+    whole = ExactDeduplicationWorkflow(
+        output_path=tmp_path / "whole", assign_id=False, perform_removal=True, **options
+    )
+    with pytest.raises(InputError, match=named):
+        whole.run(spark)
+    removal = {"ids_to_remove_path": tmp_path / "out" / "ExactDuplicateIds", **options}
+    with pytest.raises(InputError, match=named):
+        TextDuplicatesRemovalWorkflow(output_path=tmp_path / "kept", **removal).run(spark)
+    assert sorted(os.listdir(tmp_path)) == ["in", "out"]
+    TextDuplicatesRemovalWorkflow(output_path=tmp_path / "kept", input_fields=["id", "text"], **removal).run(
+        spark
+    )
+    assert ds.dataset(tmp_path / "kept").to_table().to_pylist() == GOOD.to_pylist()[:2]
+    assert spark.conf.get("spark.sql.legacy.parquet.nanosAsLong") == "false"
+
+
+def test_old_timestamps_of_spark_are_not_taken_for_nanoseconds(spark, tmp_path):
+    """Arrow reads INT96 as nanoseconds."""
+    table = GOOD.append_column("at", pa.array([0, 1, 2], pa.timestamp("us")))
+    os.makedirs(tmp_path / "in")
+    pq.write_table(table, tmp_path / "in" / "a.parquet", use_deprecated_int96_timestamps=True)
+    found = ExactDeduplicationWorkflow(
+        output_path=tmp_path / "out", input_path=tmp_path / "in", perform_removal=True
+    ).run(spark)
+    assert found["num_documents_written"] == 2

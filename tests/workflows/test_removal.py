@@ -137,6 +137,30 @@ def test_some_files_of_partition_folders(spark, given, tmp_path, name):
     assert {(row.id, row.part) for row in rows} == {(i, i // 10) for i in range(20) if i not in GONE}
 
 
+@pytest.mark.parametrize("unit", ["us", "ms"])
+def test_timestamps_stay_what_they_are(spark, given, tmp_path, unit):
+    """Far dates too: as INT96, Spark's default, other readers take them for nanoseconds, which overflow."""
+    years = [1500, 1969, 2020, 3000]
+    moments = [datetime.datetime(y, 1, 2, 3, 4, 5, 678000, tzinfo=datetime.UTC) for y in years]
+    naive = [m.replace(tzinfo=None) for m in moments]
+    table = pa.table(
+        {
+            "id": [100, 101, 0, 102],
+            "at": pa.array(moments, pa.timestamp(unit, "UTC")),
+            "there": pa.array(naive, pa.timestamp(unit)),
+        }
+    )
+    (tmp_path / "in").mkdir()
+    pq.write_table(table, tmp_path / "in" / "a.parquet")
+    job(given, tmp_path / "out", input_path=tmp_path / "in").run(spark)
+    found = ds.dataset(tmp_path / "out").to_table()
+    assert [str(found.schema.field(name).type) for name in ("at", "there")] == [
+        "timestamp[us, tz=UTC]",
+        "timestamp[us]",
+    ]
+    assert found.to_pylist() == [row for row in table.to_pylist() if row["id"] != 0]
+
+
 def test_text_is_never_shuffled(spark, given, monkeypatch, tmp_path):
     plans = []
     real = removal_writing.save

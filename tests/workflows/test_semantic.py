@@ -213,6 +213,10 @@ def test_bad_input_before_any_work(spark, tmp_path):
         ({"distance_metric": "l1"}, "distance_metric"),
         ({"n_probe": 0}, "n_probe"),
         ({"ranking_strategy": RankingStrategy(["absent"])}, "absent"),
+        ({"ranking_strategy": "hard"}, "ranking_strategy must be a RankingStrategy, not 'hard'"),
+        ({"id_field": "embeddings"}, "id_field and embedding_field are both 'embeddings'"),
+        ({"random_state": -1}, "random_state must be a whole number"),
+        ({"eps": np.float32(1.5)}, "eps must be at least 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             job(**{"input_path": data, "output_path": out, "n_clusters": 4, "eps": 0.1, **kwargs}).run(spark)
@@ -222,6 +226,18 @@ def test_bad_input_before_any_work(spark, tmp_path):
         job(write(tmp_path / "twice", x, [7, *range(1, 60)]), out, 4).run(spark)
     with pytest.raises(InputError, match="input"):
         job(data, data, 4).run(spark)
+    lines = [json.dumps({"id": i, "embeddings": v.tolist()}) for i, v in enumerate(x)]
+    (tmp_path / "lines").mkdir()
+    (tmp_path / "lines" / "a.jsonl").write_text("\n".join([*lines[:9], lines[9][:30], *lines[10:]]))
+    with pytest.raises(InputError, match=r"a\.jsonl.*line 10"):
+        job(tmp_path / "lines", out, 4, input_filetype="jsonl").run(spark)
+    half = pa.table({"id": range(60), "embeddings": pa.array(list(x.astype("f2")), pa.list_(pa.float16()))})
+    (tmp_path / "half").mkdir()
+    pq.write_table(half, tmp_path / "half" / "a.parquet")
+    with pytest.raises(
+        InputError, match=r"a\.parquet: column 'embeddings' has floats of 16 bits.*write float32"
+    ):
+        job(tmp_path / "half", out, 4).run(spark)
     assert not list(tmp_path.glob("out/*"))
 
 
