@@ -283,10 +283,16 @@ def read_files(
         if not partitioned:
             reader = reader.option("recursiveFileLookup", "true")
     paths = [spark_path(root) for root in roots]
-    if filetype == "jsonl":
-        df: DataFrame = reader.json(paths)
-        return df
-    df = reader.parquet(*paths)
+    try:
+        df: DataFrame = reader.json(paths) if filetype == "jsonl" else reader.parquet(*paths)
+        df.columns  # noqa: B018 - a Connect session looks at the files only now
+    except Exception as error:
+        if "COLUMN_ALREADY_EXISTS" not in str(error):
+            raise
+        raise InputError(
+            f"{source} has columns whose names differ only in case ({first_line(error)}): rename one, or set "
+            "spark.sql.caseSensitive=true"
+        ) from error
     return df
 
 

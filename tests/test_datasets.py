@@ -177,3 +177,12 @@ def test_small_sources(tmp_path, monkeypatch):
     assert not is_small("schema.table")
     monkeypatch.setattr(datasets, "_SMALL_FILES", 0)
     assert not is_small(tmp_path / "a")
+
+
+def test_columns_that_differ_only_in_case_are_named(spark, tmp_path):
+    write(tmp_path / "in" / "a.parquet", Text=["a"], text=["b"])
+    (tmp_path / "lines").mkdir()
+    (tmp_path / "lines" / "a.jsonl").write_text('{"Text": "a", "text": "b"}\n')
+    for name, filetype in (("in", "parquet"), ("lines", "jsonl")):
+        with pytest.raises(InputError, match=rf"{name} has columns whose names differ only in case .*`text`"):
+            read_dataset(spark, tmp_path / name, filetype=filetype)
