@@ -6,7 +6,9 @@ import contextlib
 import errno
 import logging
 import os
+import random
 import re
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 
@@ -88,11 +90,15 @@ def _real(path: str) -> str:
 
 
 @contextlib.contextmanager
-def exclusive(output: Location) -> Iterator[None]:
+def exclusive(output: Location, *, patience_s: float = 0.0) -> Iterator[None]:
     """Hold an output folder for one job; the hold ends with the process, however it ends.
 
     Stores without file locks are not held: there a job that is not to overwrite looks again before it publishes.
     Parent folders that are made for the lock go again when the job leaves nothing in them.
+
+    Args:
+        output: the folder; it need not exist.
+        patience_s: seconds to wait for a job that holds it.
 
     Raises:
         InputError: when another job holds it.
@@ -104,7 +110,7 @@ def exclusive(output: Location) -> Iterator[None]:
         return
     made = _missing_folders(os.path.dirname(path))
     lock = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.lock")
-    handle = _take(lock, path)
+    handle = _take_in_turn(lock, path, patience_s)
     try:
         yield
     finally:
@@ -124,6 +130,17 @@ def _missing_folders(folder: str) -> list[str]:
         missing.append(folder)
         folder = os.path.dirname(folder)
     return missing
+
+
+def _take_in_turn(lock: str, path: str, patience_s: float) -> int | None:
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return _take(lock, path)
+        except InputError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.02 + 0.08 * random.random())
 
 
 def _take(lock: str, path: str) -> int | None:
