@@ -201,14 +201,15 @@ def _walk_local(root: str, endings: tuple[str, ...]) -> Iterator[FileInfo]:
 
 def _walk_remote(root: str, endings: tuple[str, ...]) -> Iterator[FileInfo]:
     fs, inner = filesystem(root)
-    scheme = root.split("://", 1)[0]
     single = fs.isfile(inner)
     for path, info in fs.find(inner, detail=True).items():
         below = PurePosixPath(path[len(inner) :].lstrip("/")).parts
         if single or (path.endswith(endings) and not any(map(_hidden, below))):
             modified = info.get("LastModified") or info.get("mtime") or info.get("last_modified") or 0
             seconds = modified.timestamp() if hasattr(modified, "timestamp") else float(modified)
-            yield FileInfo(f"{scheme}://{path.lstrip('/')}", int(info["size"]), int(seconds * 1000))
+            # A store's own name of a path may lack what Spark needs, such as HDFS's host or Azure's account.
+            spelled = root + path[len(inner.rstrip("/")) :]
+            yield FileInfo(spelled, int(info["size"]), int(seconds * 1000))
 
 
 def read_dataset(
