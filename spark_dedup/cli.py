@@ -18,7 +18,8 @@ from spark_dedup.java import compile_quickly
 
 __all__ = ["cli", "main"]
 
-_BAD_INPUT = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError, KeyError)
+_BAD_PATH = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+_BAD_INPUT = (ValueError, KeyError, *_BAD_PATH)
 
 
 def common(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -277,9 +278,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _exit_code(args: list[str], *, debug: bool, as_json: bool) -> int:
     try:
-        result = cli.main(args=args, standalone_mode=False)
+        result = cli.main(args=args, prog_name="spark-dedup", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        if type(error).__name__ == "NoArgsIsHelpError":  # click has it from 8.2 on
+            error.show()
+        else:
+            click.echo(f"spark-dedup: {_usage_error(error)}", err=True)
         return 2
     except click.Abort:
         click.echo("stopped", err=True)
@@ -294,6 +298,13 @@ def _exit_code(args: list[str], *, debug: bool, as_json: bool) -> int:
         return 2 if bad_input else 1
     _show(result, as_json=as_json)
     return 0
+
+
+def _usage_error(error: click.ClickException) -> str:
+    """Return what is wrong with the arguments, and where to look it up, on one line."""
+    text = " ".join(error.format_message().split())
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return f"{text} See {context.command_path} --help" if context else text
 
 
 def _one_line(error: Exception) -> str:

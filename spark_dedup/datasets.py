@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import PurePosixPath
@@ -123,6 +123,7 @@ def list_files(
     *,
     filetype: str = "parquet",
     extensions: Sequence[str] | None = None,
+    ignore_case: bool = False,
 ) -> list[FileInfo]:
     """List the data files under paths, recursively, sorted by path.
 
@@ -133,18 +134,25 @@ def list_files(
         source: a path or paths.
         filetype: ``parquet`` or ``jsonl``.
         extensions: endings to take instead of the filetype's own.
+        ignore_case: take ``.JPG`` and ``.Jpg`` for ``.jpg``.
 
     Raises:
         FileNotFoundError: when a path does not exist or holds no such file.
         InputError: when a Delta table lies below a path: its files hold deleted rows too.
     """
     endings = tuple(e if e.startswith(".") else f".{e}" for e in extensions or EXTENSIONS[filetype])
+    fold = str.lower if ignore_case else str
+    folded = tuple(map(fold, endings))
+
+    def wanted(name: str) -> bool:
+        return fold(name).endswith(folded)
+
     given = [source] if isinstance(source, str | PathLike) else list(source)
     found: set[FileInfo] = set()
     for path in map(normalise_path, given):
         if not exists(path):
             raise FileNotFoundError(f"no such path: {path}")
-        here = set(_walk_local(path, endings) if is_local(path) else _walk_remote(path, endings))
+        here = set(_walk_local(path, wanted) if is_local(path) else _walk_remote(path, wanted))
         if not here:
             raise FileNotFoundError(f"no input files: {path} holds no file ending in {', '.join(endings)}")
         found |= here
@@ -172,7 +180,7 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or (name.startswith("_") and "=" not in name)
 
 
-def _walk_local(root: str, endings: tuple[str, ...]) -> Iterator[FileInfo]:
+def _walk_local(root: str, wanted: Callable[[str], bool]) -> Iterator[FileInfo]:
     if os.path.isfile(root):
         stat = os.stat(root)
         yield FileInfo(root, stat.st_size, stat.st_mtime_ns // 1_000_000)
@@ -189,7 +197,7 @@ def _walk_local(root: str, endings: tuple[str, ...]) -> Iterator[FileInfo]:
                     continue
                 if entry.is_dir():
                     folders.append(entry.path)
-                elif entry.name.endswith(endings):
+                elif wanted(entry.name):
                     if ":" in entry.name:
                         raise InputError(
                             f"{entry.path}: Hadoop cannot read a local file whose name holds ':' (folders' names "
@@ -199,16 +207,17 @@ def _walk_local(root: str, endings: tuple[str, ...]) -> Iterator[FileInfo]:
                     yield FileInfo(entry.path, stat.st_size, stat.st_mtime_ns // 1_000_000)
 
 
-def _walk_remote(root: str, endings: tuple[str, ...]) -> Iterator[FileInfo]:
+def _walk_remote(root: str, wanted: Callable[[str], bool]) -> Iterator[FileInfo]:
     fs, inner = filesystem(root)
-    scheme = root.split("://", 1)[0]
     single = fs.isfile(inner)
     for path, info in fs.find(inner, detail=True).items():
         below = PurePosixPath(path[len(inner) :].lstrip("/")).parts
-        if single or (path.endswith(endings) and not any(map(_hidden, below))):
+        if single or (wanted(path) and not any(map(_hidden, below))):
             modified = info.get("LastModified") or info.get("mtime") or info.get("last_modified") or 0
             seconds = modified.timestamp() if hasattr(modified, "timestamp") else float(modified)
-            yield FileInfo(f"{scheme}://{path.lstrip('/')}", int(info["size"]), int(seconds * 1000))
+            # A store's own name of a path may lack what Spark needs, such as HDFS's host or Azure's account.
+            spelled = root + path[len(inner.rstrip("/")) :]
+            yield FileInfo(spelled, int(info["size"]), int(seconds * 1000))
 
 
 def read_dataset(

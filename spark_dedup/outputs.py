@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+import random
 import re
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 
 from spark_dedup.errors import InputError
-from spark_dedup.paths import Location, delete, exists, is_local, move, normalise_path
+from spark_dedup.paths import Location, delete, exists, filesystem, is_local, move, normalise_path
 
 __all__ = ["check_apart", "check_output", "exclusive", "publish", "staged"]
 
 logger = logging.getLogger(__name__)
 
 
-def check_output(output: Location, *, inputs: Iterable[str] = (), mode: str = "error") -> str:
+def check_output(
+    output: Location, *, inputs: Iterable[str] = (), mode: str = "error", replaced: bool = True
+) -> str:
     """Check that an output folder can be written, before any work.
+
+    Args:
+        output: the folder.
+        inputs: paths that are read.
+        mode: ``"error"`` or ``"overwrite"``.
+        replaced: whether the folder as a whole is put in the place of an old one, not only filled.
 
     Returns:
         The normalised output path.
 
     Raises:
-        InputError: the output is an input, or lies inside one, or holds one.
+        InputError: the output is an input, or lies inside one, or holds one; or it is a mount point, which nothing
+            replaces.
         FileExistsError: it exists and ``mode`` is ``"error"``, or it is a file.
         PermissionError: its folder cannot be written.
     """
@@ -35,6 +47,10 @@ def check_output(output: Location, *, inputs: Iterable[str] = (), mode: str = "e
     if is_local(path):
         if os.path.lexists(path) and not os.path.isdir(path):
             raise FileExistsError(f"output {path} is a file: choose a folder")
+        if replaced and os.path.ismount(path):
+            raise InputError(
+                f"output {path} is a mount point, which cannot be replaced: name a folder below it"
+            )
         for folder in dict.fromkeys((path, os.path.dirname(path))):
             _check_writable(folder, path)
     return path
@@ -74,11 +90,15 @@ def _real(path: str) -> str:
 
 
 @contextlib.contextmanager
-def exclusive(output: Location) -> Iterator[None]:
+def exclusive(output: Location, *, patience_s: float = 0.0) -> Iterator[None]:
     """Hold an output folder for one job; the hold ends with the process, however it ends.
 
-    Stores without file locks are not held: there the publishing step lets only one job win. Parent folders that
-    are made for the lock go again when the job leaves nothing in them.
+    Stores without file locks are not held: there a job that is not to overwrite looks again before it publishes.
+    Parent folders that are made for the lock go again when the job leaves nothing in them.
+
+    Args:
+        output: the folder; it need not exist.
+        patience_s: seconds to wait for a job that holds it.
 
     Raises:
         InputError: when another job holds it.
@@ -90,7 +110,7 @@ def exclusive(output: Location) -> Iterator[None]:
         return
     made = _missing_folders(os.path.dirname(path))
     lock = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.lock")
-    handle = _take(lock, path)
+    handle = _take_in_turn(lock, path, patience_s)
     try:
         yield
     finally:
@@ -112,6 +132,17 @@ def _missing_folders(folder: str) -> list[str]:
     return missing
 
 
+def _take_in_turn(lock: str, path: str, patience_s: float) -> int | None:
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return _take(lock, path)
+        except InputError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.02 + 0.08 * random.random())
+
+
 def _take(lock: str, path: str) -> int | None:
     """Lock the file of that name and return its descriptor; None where the file system has no locks."""
     try:
@@ -131,8 +162,9 @@ def _take(lock: str, path: str) -> int | None:
                 ) from None
             continue  # made and removed again by another job while we looked
         except PermissionError as error:
+            below = f"a folder below {path}" if os.path.isdir(path) else "an output folder you can write"
             raise PermissionError(
-                f"{os.path.dirname(lock)} is read-only: choose an output folder you can write"
+                f"{os.path.dirname(lock)} is read-only, so {path} cannot be locked: choose {below}"
             ) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -170,7 +202,7 @@ def staged(final: Location, *, mode: str = "error") -> Iterator[str]:
     """
     path = normalise_path(final)
     parent, name = path.rsplit("/", 1)
-    _clear_killed(parent, name)
+    _clear_killed(path, mode)
     if mode == "error":
         _refuse_existing(path)
     aside = f"{parent}/.{name}.{uuid.uuid4().hex[:12]}.tmp"
@@ -181,17 +213,50 @@ def staged(final: Location, *, mode: str = "error") -> Iterator[str]:
         delete(aside)
 
 
-def _clear_killed(parent: str, name: str) -> None:
-    if not is_local(parent) or not os.path.isdir(parent):
-        return
+def _clear_killed(path: str, mode: str) -> None:
+    """Clear what killed runs left beside an output, and put back an old result that they had moved away.
+
+    On a store without locks a new result there may be a running job's: only old results are touched.
+    """
+    parent, name = path.rsplit("/", 1)
     left = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{12}}\.tmp(?P<rest>\.old|\.located)?")
-    for entry in sorted(os.listdir(parent)):
+    for entry in _names(parent):
         found = left.fullmatch(entry)
-        if found and found["rest"] == ".old" and not os.path.lexists(f"{parent}/{name}"):
-            # Killed between the two renames of publishing: the old result is the finished one.
-            os.rename(f"{parent}/{entry}", f"{parent}/{name}")
-        elif found:
-            delete(f"{parent}/{entry}")
+        if found is None:
+            continue
+        beside = f"{parent}/{entry}"
+        if found["rest"] == ".old" and not exists(path):
+            # Killed between the two moves of publishing: the old result is the finished one.
+            move(beside, path)
+        elif is_local(parent):
+            delete(beside)
+        elif found["rest"] == ".old":
+            _settle(beside, path, mode)
+
+
+def _settle(old: str, path: str, mode: str) -> None:
+    """Delete an old result, or put it back, on a store that moves file by file: its run may have died at any."""
+    if not exists(old.removesuffix(".old")):
+        delete(old)  # the new one stands
+    elif mode == "overwrite":  # else the new result may be moving in now, and is not ours to replace
+        fs, inner = filesystem(old)
+        place = filesystem(path)[1]
+        if all(fs.exists(place + file[len(inner) :]) for file in fs.find(inner)):
+            delete(old)  # killed before it was all moved away
+        else:
+            delete(path)
+            move(old, path)
+
+
+def _names(folder: str) -> list[str]:
+    if is_local(folder):
+        return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    fs, inner = filesystem(f"{folder}/")
+    fs.invalidate_cache()
+    try:
+        return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(inner, detail=False))
+    except FileNotFoundError:
+        return []
 
 
 def _refuse_existing(path: str) -> None:
@@ -200,17 +265,33 @@ def _refuse_existing(path: str) -> None:
 
 
 def publish(aside: str, path: str, *, mode: str = "error") -> None:
-    """Move a finished folder to its place.
+    """Move a finished folder to its place; after an error, what was there before is there again.
 
     Raises:
         FileExistsError: when something is there and ``mode`` is ``"error"``.
     """
     if mode == "error":
         _refuse_existing(path)
-    if exists(path):
-        old = f"{aside}.old"
-        move(path, old)
+        _place(aside, path)
+        return
+    old = f"{aside}.old"
+    if not exists(path):
         move(aside, path)
-        delete(old)
-    else:
+        return
+    move(path, old)
+    try:
         move(aside, path)
+    except Exception:
+        delete(path)
+        move(old, path)
+        raise
+    delete(old)
+
+
+def _place(aside: str, path: str) -> None:
+    try:
+        move(aside, path)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            _refuse_existing(path)
+        raise

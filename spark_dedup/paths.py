@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from os import PathLike
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -65,17 +66,50 @@ def exists(path: str) -> bool:
     if is_local(path):
         return os.path.exists(path)
     fs, inner = filesystem(path)
+    fs.invalidate_cache()  # Spark and other processes write there too
     return bool(fs.exists(inner))
 
 
 def move(source: str, target: str) -> None:
-    """Rename a folder or file on its store."""
+    """Move a folder or file to a free place on its store; after an error all is where it was.
+
+    A local file system and HDFS rename. A store that cannot copies file by file and deletes the source at the end:
+    until then a reader sees a part of the target.
+
+    Raises:
+        FileExistsError: the place is not free, or a local folder with something in it (or OSError, by the system).
+    """
     if is_local(source):
         os.makedirs(os.path.dirname(target), exist_ok=True)
         os.rename(source, target)
-    else:
-        fs, inner = filesystem(source)
-        fs.mv(inner, filesystem(target)[1], recursive=True)
+        return
+    from fsspec import AbstractFileSystem
+
+    fs, inner = filesystem(source)
+    place = filesystem(target)[1]
+    fs.invalidate_cache()
+    if fs.exists(place):
+        raise FileExistsError(f"{target} exists")
+    copies = {file: place + file[len(inner) :] for file in fs.find(inner)}
+    try:
+        if type(fs).mv is not AbstractFileSystem.mv or not copies:
+            fs.mv(inner, place, recursive=True)
+        else:
+            fs.copy(list(copies), list(copies.values()), on_error="raise")
+            fs.rm(inner, recursive=True)
+    except Exception:
+        _take_back(fs, copies)
+        raise
+
+
+def _take_back(fs: fsspec.AbstractFileSystem, copies: Mapping[str, str]) -> None:
+    fs.invalidate_cache()
+    there = {file: copy for file, copy in copies.items() if fs.exists(copy)}
+    gone = [file for file in there if not fs.exists(file)]
+    if gone:
+        fs.copy([there[file] for file in gone], gone, on_error="raise")
+    if there:
+        fs.rm(list(there.values()))
 
 
 def delete(path: str) -> None:

@@ -134,6 +134,32 @@ def test_bad_input_is_one_line_and_exit_2(spark, docs, tmp_path, capsys, monkeyp
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["exact", "--input", "x"], "Missing option '--output'. See spark-dedup exact --help"),
+        (["exact", "--input", "x", "--output", "y", "--filetype", "csv"], "'csv' is not one of"),
+        (["semantic", "--input", "x", "--output", "y", "--n-clusters", "many"], "not a valid integer"),
+        (["exact", "--no-such-thing"], "--no-such-thing"),
+        (["frobnicate"], "No such command 'frobnicate'. See spark-dedup --help"),
+        (["ids", "show", "{tmp}/folder.json"], "Is a directory: {tmp}/folder.json"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_exit_2(tmp_path, capsys, args, said):
+    (tmp_path / "folder.json").mkdir()
+    code, _, stderr = run(capsys, *[arg.format(tmp=tmp_path) for arg in args])
+    lines = stderr.splitlines()
+    assert (code, len(lines)) == (2, 1)
+    assert lines[0].startswith("spark-dedup: ")
+    assert said.format(tmp=tmp_path) in lines[0]
+
+
+def test_no_arguments_show_the_help(capsys):
+    code, _, stderr = run(capsys)
+    assert code == 2
+    assert "Usage: spark-dedup [OPTIONS] COMMAND" in stderr
+
+
 def test_spark_submit(docs, tmp_path):
     """The same file under a real spark-submit process, as the README documents it."""
     runtime.ensure_java()

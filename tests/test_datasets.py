@@ -3,9 +3,11 @@
 import os
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from spark_dedup import datasets
 from spark_dedup.datasets import find_source, is_small, is_table_name, list_files, read_dataset
@@ -37,6 +39,41 @@ def test_listing(tmp_path):
     stat = os.stat(tmp_path / "a.parquet")
     file = list_files(tmp_path / "a.parquet")[0]
     assert (file.size, file.modified_ms) == (stat.st_size, stat.st_mtime_ns // 1_000_000)
+
+
+class Hostless(MemoryFileSystem):
+    """A store that leaves host and account out of its paths, as those of HDFS and Azure do."""
+
+    protocol = "hostless"
+    store, pseudo_dirs = {}, [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return "/" + path.split("://", 1)[1].partition("/")[2] if "://" in path else path
+
+
+@pytest.mark.parametrize(
+    ("named", "found"),
+    [
+        ("docs", ["docs/a.parquet", "docs/b c/d%.parquet"]),
+        ("docs/", ["docs/a.parquet", "docs/b c/d%.parquet"]),
+        ("docs/a.parquet", ["docs/a.parquet"]),
+    ],
+)
+def test_remote_files_keep_host_and_account(named, found):
+    fsspec.register_implementation("hostless", Hostless, clobber=True)
+    fs = fsspec.filesystem("hostless")
+    for path in ("/docs/a.parquet", "/docs/b c/d%.parquet", "/docs/_x.parquet", "/docs/e.txt"):
+        fs.pipe_file(path, b"12")
+    listed = list_files(f"hostless://c@acct.net:80/{named}")
+    assert [file.path for file in listed] == [f"hostless://c@acct.net:80/{path}" for path in found]
+    assert {file.size for file in listed} == {2}
+
+
+def test_remote_files_of_a_bucket():
+    fsspec.filesystem("memory").pipe_file("/bucket/docs/a.parquet", b"12")
+    for named in ("memory://bucket/docs", "memory://bucket", "memory://bucket/docs/a.parquet"):
+        assert [file.path for file in list_files(named)] == ["memory://bucket/docs/a.parquet"]
 
 
 @pytest.mark.parametrize(

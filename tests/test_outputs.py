@@ -1,16 +1,20 @@
 """Outputs: checks before work, one job at a time, written aside, published, cleared after a kill."""
 
+import errno
 import multiprocessing
 import os
 import threading
 import time
 
+import fsspec
 import pytest
 
 from spark_dedup import outputs
 from spark_dedup.errors import InputError
 from spark_dedup.outputs import check_output, exclusive, publish, staged
-from spark_dedup.paths import normalise_path, spark_path
+from spark_dedup.paths import exists, filesystem, normalise_path, spark_path
+
+KILLED = ".out.0123456789ab.tmp"
 
 
 def tree(folder):
@@ -203,6 +207,142 @@ def test_threads_of_one_process_do_not_share_an_output(tmp_path):
         thread.start()
         thread.join()
     assert seen == ["refused"]
+
+
+def test_a_mount_point_is_refused_before_work(tmp_path, monkeypatch):
+    """It cannot be renamed away, so the job would fail at its end."""
+    (tmp_path / "volume").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: path in ("/", str(tmp_path / "volume")))
+    with pytest.raises(InputError, match=r"volume is a mount point.*name a folder below it"):
+        check_output(tmp_path / "volume", mode="overwrite")
+    filled = check_output(tmp_path / "volume", mode="overwrite", replaced=False)
+    assert filled == str(tmp_path / "volume")
+    assert check_output(tmp_path / "volume" / "out", mode="overwrite") == f"{tmp_path}/volume/out"
+
+
+def test_an_error_at_the_last_moment_gives_the_old_output_back(tmp_path, monkeypatch):
+    write(tmp_path / "out", "old")
+    real = os.rename
+
+    def busy(source, target):
+        if os.path.basename(target) == "out" and not source.endswith(".old"):
+            raise OSError(errno.EBUSY, "busy")
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", busy)
+    with pytest.raises(OSError, match="busy"), staged(tmp_path / "out", mode="overwrite") as aside:
+        write(aside)
+    assert (tmp_path / "out" / "part").read_text() == "old"
+    assert tree(tmp_path) == ["out", "out/part"]
+
+
+@pytest.fixture
+def store():
+    """A store that copies and deletes where others rename: fsspec's memory, as object stores do."""
+    fs = fsspec.filesystem("memory")
+    yield fs
+    if fs.exists("/bucket"):
+        fs.rm("/bucket", recursive=True)
+
+
+def fill(fs, folder, *names, text=b"new"):
+    for name in names:
+        fs.pipe_file(f"{folder}/{name}", text)
+
+
+def stored(fs):
+    return {path.removeprefix("/bucket/"): fs.cat_file(path) for path in fs.find("/bucket")}
+
+
+def failing(monkeypatch, fs, name, at, times=1):
+    """Let the store's ``name`` fail ``times`` times where it meets a path that ends in ``at``."""
+    real, left = getattr(type(fs), name), [times]
+
+    def fails(self, *paths, **options):
+        if left[0] and any(str(path).endswith(at) for path in paths):
+            left[0] -= 1
+            raise ConnectionError("gone")
+        return real(self, *paths, **options)
+
+    monkeypatch.setattr(type(fs), name, fails)
+
+
+OLD, NEW = {"out/a": b"old", "out/c": b"old"}, {"out/a": b"new", "out/b": b"new"}
+
+
+@pytest.mark.parametrize(("name", "at"), [("cp_file", "out/b"), ("rm_file", ".tmp/b")])
+def test_a_store_that_fails_while_publishing_holds_no_part(store, monkeypatch, name, at):
+    failing(monkeypatch, store, name, at)
+    with pytest.raises(ConnectionError), staged("memory://bucket/out") as aside:
+        fill(store, aside, "a", "b")
+    assert stored(store) == {}
+    with staged("memory://bucket/out") as aside:
+        fill(store, aside, "a", "b")
+    assert stored(store) == NEW
+
+
+@pytest.mark.parametrize("at", ["old/a", "old/c", "out/a", "out/b"])
+def test_a_store_that_fails_while_overwriting_keeps_the_old_output(store, monkeypatch, at):
+    fill(store, "/bucket/out", "a", "c", text=b"old")
+    failing(monkeypatch, store, "cp_file", at)
+    with pytest.raises(ConnectionError), staged("memory://bucket/out", mode="overwrite") as aside:
+        fill(store, aside, "a", "b")
+    assert stored(store) == OLD
+    with staged("memory://bucket/out", mode="overwrite") as aside:
+        fill(store, aside, "a", "b")
+    assert stored(store) == NEW
+
+
+@pytest.mark.parametrize("on", ["store", "disk"])
+def test_a_job_that_must_not_overwrite_never_does(store, tmp_path, monkeypatch, on):
+    """The other job's output appears just after this one has looked for it."""
+    folder = "memory://bucket" if on == "store" else str(tmp_path)
+    fs, inner = filesystem(folder)
+    fs.makedirs(f"{inner}/aside", exist_ok=True)
+    fs.makedirs(f"{inner}/out", exist_ok=True)
+    fill(fs, f"{inner}/aside", "b")
+    fill(fs, f"{inner}/out", "a", text=b"old")
+    answers = [False]
+    monkeypatch.setattr(outputs, "exists", lambda path: answers.pop() if answers else exists(path))
+    with pytest.raises(FileExistsError):
+        publish(f"{folder}/aside", f"{folder}/out")
+    assert {path[len(inner) :]: fs.cat_file(path) for path in fs.find(inner)} == {
+        "/aside/b": b"new",
+        "/out/a": b"old",
+    }
+
+
+@pytest.mark.parametrize(
+    ("left", "mode", "then"),
+    [
+        # Killed between the moves; with the old result still whole in its place; while the new one moved in; at
+        # the end, with only the old one left to delete.
+        ({f"{KILLED}/a": b"new", f"{KILLED}.old/a": b"old", f"{KILLED}.old/c": b"old"}, "error", OLD),
+        ({f"{KILLED}/b": b"new", f"{KILLED}.old/a": b"old", **OLD}, "overwrite", OLD),
+        (
+            {f"{KILLED}/b": b"new", f"{KILLED}.old/a": b"old", f"{KILLED}.old/c": b"old", "out/a": b"new"},
+            "overwrite",
+            OLD,
+        ),
+        ({f"{KILLED}.old/a": b"old", **NEW}, "error", NEW),
+    ],
+)
+def test_a_store_where_a_run_was_killed_while_publishing(store, left, mode, then):
+    for path, text in left.items():
+        store.pipe_file(f"/bucket/{path}", text)
+    with pytest.raises((FileExistsError, RuntimeError)), staged("memory://bucket/out", mode=mode):
+        raise RuntimeError
+    assert {path: text for path, text in stored(store).items() if not path.startswith(f"{KILLED}/")} == then
+
+
+def test_a_new_result_on_a_store_is_not_taken_for_a_killed_runs(store):
+    """It has no locks, so that may be a job at work, even one that publishes now."""
+    left = {f"{KILLED}/b": b"new", f"{KILLED}.old/a": b"old", "out/a": b"new"}
+    for path, text in left.items():
+        store.pipe_file(f"/bucket/{path}", text)
+    with pytest.raises(FileExistsError), staged("memory://bucket/out"):
+        pytest.fail("an output that exists is refused before work")
+    assert stored(store) == left
 
 
 @pytest.mark.parametrize(

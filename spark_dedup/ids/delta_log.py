@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from spark_dedup.errors import InputError
 from spark_dedup.ids.batches import Batch
 from spark_dedup.ids.rows import COLUMNS, LOOKUP, TABLE_SETTINGS, Entry, check_layout, rows_of
+from spark_dedup.ids.turns import TURN_FILE
 from spark_dedup.paths import is_local
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class DeltaLog:
                     raise error from None
         check_layout([field.name for field in self._table.schema().fields], path)
         self._forget()
-        self.lock_file = Path(path) / "_turn.lock" if is_local(path) else None
+        self.lock_file = Path(path) / TURN_FILE if is_local(path) else None
 
     def _create(self, initial: pa.Table) -> None:
         """Create the table with its first rows; on a local disk aside, then renamed: it is there whole or not."""

@@ -24,8 +24,11 @@ class IdGenerator(BatchIds):
     """Gives every batch of files a contiguous range of ids, each id once. Thread-safe; no Spark.
 
     Args:
-        start_id: the first id to give out.
+        start_id: the first id to give out; after ``batch_registry``, where that goes further.
         batch_registry: ranges given out before, key → (first id, last id).
+
+    Raises:
+        InputError: a range that is none, or ranges that overlap.
 
     Attributes:
         next_id: the first id not given out.
@@ -33,8 +36,10 @@ class IdGenerator(BatchIds):
     """
 
     def __init__(self, start_id: int = 0, batch_registry: Mapping[str, Sequence[int]] | None = None) -> None:
-        self.next_id = as_count(start_id, "start_id")
-        self.batch_registry: Ranges = {k: (int(r[0]), int(r[1])) for k, r in (batch_registry or {}).items()}
+        given = {key: [int(number) for number in ends] for key, ends in (batch_registry or {}).items()}
+        last = max((ends[-1] for ends in given.values() if ends and ends[0] <= ends[-1]), default=-1)
+        state = {"next_id": max(as_count(start_id, "start_id"), last + 1), "batch_registry": given}
+        self.next_id, self.batch_registry = _checked(state, "batch_registry is not sound")
         self._lock = threading.Lock()
 
     def register_batches(self, batches: Iterable[tuple[Files, int]]) -> list[int]:
@@ -131,12 +136,16 @@ def read_state(
             state = json.load(file, object_pairs_hook=_no_repeats)
         except ValueError as error:
             raise InputError(f"{where} is not an id generator file: {error}") from error
+    return _checked(state, f"{where} is not a sound id generator file")
+
+
+def _checked(state: Any, fault: str) -> tuple[int, Ranges]:
     problem = _shape_problem(state)
     if problem is None:
         ranges = {key: (first, last) for key, (first, last) in state["batch_registry"].items()}
         problem = _range_problem(state["next_id"], ranges)
     if problem is not None:
-        raise InputError(f"{where} is not a sound id generator file: {problem}")
+        raise InputError(f"{fault}: {problem}")
     return state["next_id"], ranges
 
 

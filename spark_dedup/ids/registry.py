@@ -95,7 +95,7 @@ class IdRegistry(BatchIds):
             InputError: the table at ``location`` is no id registry, or starts at another id.
         """
         start = as_count(start_id, "start_id")
-        registry = cls(spark, _open_log(spark, os.fspath(location), origin_rows(start), storage_options))
+        registry = cls(spark, _open_log(spark, _spelled(location), origin_rows(start), storage_options))
         if start and not registry._log.created:
             first = registry._log.find([ORIGIN])[ORIGIN].min_id
             if first != start:
@@ -120,7 +120,7 @@ class IdRegistry(BatchIds):
         """
         next_id, ranges = read_state(path, storage_options)
         rows = state_rows(next_id, ranges, uuid.uuid4().hex)
-        registry = cls(spark, _open_log(spark, os.fspath(location), rows, None))
+        registry = cls(spark, _open_log(spark, _spelled(location), rows, None))
         if not registry._log.created and registry._state() != (next_id, ranges):
             raise InputError(
                 f"{registry.location} already holds an id registry with other ranges than {os.fspath(path)}; "
@@ -258,7 +258,12 @@ def _open_log(
     path = normalise_path(location)
     if storage_options is not None or _delta_rs_reaches(spark, location, path):
         return DeltaLog(path, initial=initial, storage_options=storage_options)
-    return SparkLog(_needed(spark), f"delta.{quote(path)}", path, initial=initial)
+    folder = path if is_local(path) and not path.startswith(MOUNTS) else None
+    return SparkLog(_needed(spark), f"delta.{quote(path)}", path, initial=initial, folder=folder)
+
+
+def _spelled(location: str | os.PathLike[str]) -> str:
+    return location if isinstance(location, str) else normalise_path(location)  # "ids" alone is a table
 
 
 def _needed(spark: SparkSession | None) -> SparkSession:

@@ -2,26 +2,32 @@
 
 Ids are given out by one ``INSERT … SELECT`` that reads the maximum and writes in the same statement. Delta's
 optimistic commit then refuses it when another writer was first; reading the maximum beforehand would overlap.
+On a local disk Delta refuses inside one JVM only, so there the table is held while it is written.
 """
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from spark_dedup.errors import InputError
 from spark_dedup.ids.batches import Batch
 from spark_dedup.ids.rows import COLUMNS, LOOKUP, TABLE_SETTINGS, Entry, as_frame, check_layout, rows_of
+from spark_dedup.ids.turns import TURN_FILE
+from spark_dedup.outputs import exclusive
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 __all__ = ["SparkLog"]
 
+CREATE_PATIENCE_S, HOLD_PATIENCE_S = 120.0, 5.0
 CONFLICTS = ("DELTA_CONCURRENT", "io.delta.exceptions.", "ConcurrentModificationException")
 ABSENT = ("TABLE_OR_VIEW_NOT_FOUND", "PATH_NOT_FOUND", "DELTA_TABLE_NOT_FOUND", "DELTA_PATH_DOES_NOT_EXIST",
           "DELTA_MISSING_DELTA_TABLE", "DELTA_SCHEMA_NOT_SET", "is not a Delta table")  # fmt: skip
@@ -35,18 +41,26 @@ class SparkLog:
         table: the table in SQL: a quoted name, or ``delta.`path```.
         location: the table in messages.
         initial: rows of the first version of a table that is created.
+        folder: the table's folder, where it lies on this machine's disks.
     """
 
-    lock_file: Path | None = None
-
-    def __init__(self, spark: SparkSession, table: str, location: str, *, initial: pa.Table) -> None:
+    def __init__(
+        self, spark: SparkSession, table: str, location: str, *, initial: pa.Table, folder: str | None = None
+    ) -> None:
         self.location = location
+        self.lock_file = Path(folder) / TURN_FILE if folder else None
+        self._folder = folder
         self.created = False
         self._spark = spark
         self._table = table
         columns = self._columns()
         if columns is None:
-            self._create(initial)
+            with ExitStack() as held:
+                if folder is not None:
+                    # A place that cannot be written here is the server's, or HDFS; if not, creating it fails too.
+                    with suppress(PermissionError):
+                        held.enter_context(exclusive(folder, patience_s=CREATE_PATIENCE_S))
+                self._create(initial)
         check_layout(columns or self._columns() or [], location)
 
     def _columns(self) -> list[str] | None:
@@ -106,6 +120,19 @@ class SparkLog:
         Returns:
             The new entries, or None when another writer was first: look the keys up again.
         """
+        with ExitStack() as held:
+            # The folder may be another machine's, or lie on HDFS: then Delta's own commits are safe.
+            if self._folder is not None and os.path.isdir(f"{self._folder}/_delta_log"):
+                try:
+                    held.enter_context(exclusive(f"{self._folder}/_commit", patience_s=HOLD_PATIENCE_S))
+                except InputError:
+                    return None
+            if not self._insert(batches, keys, token):
+                return None
+        return self._entries(f"WHERE t.commit_token = '{token}'") or None
+
+    def _insert(self, batches: Sequence[Batch], keys: Sequence[str], token: str) -> bool:
+        """Run the statement; return whether it ended, with or without rows."""
         names = ", ".join(COLUMNS.names)
         values = ", ".join(
             f"n.next + b.{c}" if c in ("min_id", "max_id") else f"b.{c}" for c in COLUMNS.names
@@ -119,9 +146,9 @@ class SparkLog:
                 ).collect()
             except Exception as error:
                 if any(word in str(error) for word in CONFLICTS):
-                    return None
+                    return False
                 raise
-        return self._entries(f"WHERE t.commit_token = '{token}'") or None
+        return True
 
     def table(self, spark: SparkSession) -> DataFrame:
         """Return the table as it is now."""

@@ -8,7 +8,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["turn"]
+__all__ = ["TURN_FILE", "turn"]
+
+TURN_FILE = "_turn.lock"
+"""In the folder of a table; Delta and Spark leave a name with an underscore alone."""
 
 
 @contextlib.contextmanager

@@ -108,7 +108,7 @@ class ImageDuplicatesRemovalStage:
             spark: any session.
             folder: folder or folders of image files, nested ones included.
             output: new folder; it appears when all images are there.
-            endings: of image files.
+            endings: of image files, in any case.
 
         Returns:
             Number of images copied.
@@ -116,7 +116,7 @@ class ImageDuplicatesRemovalStage:
         from pyspark.sql import functions as F
 
         check_output(output, inputs=_roots(folder))
-        found = list_files(folder, extensions=_cases(endings))
+        found = list_files(folder, extensions=endings, ignore_case=True)
         places = _places(found, _roots(folder))
         images = _frame(
             spark,
@@ -126,7 +126,7 @@ class ImageDuplicatesRemovalStage:
         listed, _ = self._listed(spark, "string")
         kept = images.join(F.broadcast(listed), F.col("id") == F.col(_LISTED), "left_anti")
         with exclusive(output), staged(output) as aside:
-            os.makedirs(aside, exist_ok=True)
+            _make_folder(aside)
 
             def copy(batches: Batches) -> Iterator[pa.RecordBatch]:
                 for batch in batches:
@@ -160,7 +160,7 @@ class ImageDuplicatesRemovalStage:
         from pyspark.sql import functions as F
 
         check_output(output, inputs=_roots(shards))
-        found = list_files(shards, extensions=(".tar",))
+        found = list_files(shards, extensions=(".tar",), ignore_case=True)
         places = _places(found, _roots(shards))
         rows = [(file.path, place) for file, place in zip(found, places, strict=True)]
         work = _frame(spark, rows, "path string, place string")
@@ -177,7 +177,7 @@ class ImageDuplicatesRemovalStage:
         by_shard = gone.groupBy("path").agg(F.collect_set("key").alias("keys"))
         tasks = work.join(by_shard, "path", "left")
         with exclusive(output), staged(output) as aside:
-            os.makedirs(aside, exist_ok=True)
+            _make_folder(aside)
 
             def rewrite(batches: Batches) -> Iterator[pa.RecordBatch]:
                 for batch in batches:
@@ -260,8 +260,9 @@ def _roots(named: Named) -> list[str]:
     return [normalise_path(path) for path in ([named] if isinstance(named, str | os.PathLike) else named)]
 
 
-def _cases(endings: Sequence[str]) -> list[str]:
-    return [case for ending in endings for case in dict.fromkeys((ending, ending.upper()))]
+def _make_folder(path: str) -> None:
+    fs, inner = filesystem(path)
+    fs.makedirs(inner, exist_ok=True)
 
 
 def _places(files: Sequence[FileInfo], roots: Sequence[str]) -> list[str]:

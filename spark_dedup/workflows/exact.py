@@ -186,8 +186,8 @@ class ExactDeduplicationWorkflow:
                 if removed is None:
                     removed = steps.finish("remove", self._remove(session, output), wrote=[REMOVED_FOLDER])
                 metadata |= removed
+            steps.close()  # before what a rerun would need goes: a job killed in between is finished
             forget_rows(output)
-            steps.close()
         metadata["total_time"] = time.monotonic() - started
         return WorkflowResult("exact_deduplication", metadata)
 

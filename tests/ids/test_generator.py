@@ -85,6 +85,26 @@ def test_range_needs_exactly_one_name():
         ids.get_batch_range(key="some-key")
 
 
+def test_given_ranges_are_not_given_out_again():
+    ids = IdGenerator(batch_registry={"k": (0, 29), "empty": (90, 89)})
+    assert ids.next_id == 30
+    assert ids.register_batch("a", 2) == 30
+    assert IdGenerator(60, {"k": (0, 29)}).next_id == 60
+
+
+@pytest.mark.parametrize(
+    ("ranges", "says"),
+    [
+        ({"a": (0, 9), "b": (9, 12)}, "batches 'a' and 'b' overlap at id 9"),
+        ({"a": (5, 2)}, "last lies before first"),
+        ({"a": (1,)}, "not .first, last."),
+    ],
+)
+def test_given_ranges_that_are_not_sound(ranges, says):
+    with pytest.raises(InputError, match=says):
+        IdGenerator(batch_registry=ranges)
+
+
 def test_json_round_trip(tmp_path):
     ids = IdGenerator(100)
     ids.register_batches([("ä b%.parquet", 3), (["x", "y"], 0), ("z", 5)])

@@ -2,19 +2,24 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from spark_dedup.errors import InputError
+from spark_dedup.ids import spark_log
 from spark_dedup.ids.batches import Batch, StaleBatchError
 from spark_dedup.ids.delta_log import DeltaLog
 from spark_dedup.ids.generator import IdGenerator
 from spark_dedup.ids.registry import IdRegistry
 from spark_dedup.ids.rows import origin_rows
 from spark_dedup.ids.spark_log import SparkLog
+from spark_dedup.outputs import exclusive
 
 
 @pytest.fixture
@@ -68,6 +73,60 @@ def test_odd_paths(spark, tmp_path, name):
     assert IdRegistry.open(spark, tmp_path / name).next_id == 3
     assert [p.name for p in tmp_path.iterdir()] == [name]
     assert registry.to_dataframe().count() == 2
+
+
+def test_a_path_object_is_never_a_table_name(spark, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    registry = IdRegistry.open(spark, Path("ids"))
+    assert registry.location == f"{tmp_path}/ids"
+    registry.register_batch("a", 2)
+    registry.to_disk(tmp_path / "ids.json")
+    assert IdRegistry.from_disk(spark, tmp_path / "ids.json", Path("copy")).location == f"{tmp_path}/copy"
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["copy", "ids"]
+
+
+def test_spark_waits_for_another_process_on_a_local_path(spark, tmp_path, monkeypatch):
+    """Delta's commits on a local disk refuse inside one JVM only."""
+    registry = IdRegistry.open(spark, tmp_path / "[ids]")
+    registry.register_batch("a", 2)
+    monkeypatch.setattr(spark_log, "HOLD_PATIENCE_S", 0.1)
+    log, own = registry._log, [Batch(("b",), 3)]
+    with exclusive(f"{registry.location}/_commit"):  # as another process does while its statement runs
+        assert log.append(own, [own[0].key], "token") is None
+    assert log.append(own, [own[0].key], "token")[own[0].key].min_id == 2
+    assert [p.name for p in tmp_path.rglob("*.lock")] == ["_turn.lock"]
+
+
+def test_two_drivers_on_a_path_that_delta_rs_does_not_take(spark, tmp_path):
+    place = tmp_path / "[ids]"
+    script = tmp_path / "writer.py"
+    script.write_text(WRITER)
+    theirs = subprocess.Popen(
+        [sys.executable, str(script), str(place)], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+    )
+    try:
+        assert theirs.stdout.readline().strip() == "ready"
+        registry = IdRegistry.open(spark, place)
+        theirs.stdin.write("go\n")
+        theirs.stdin.flush()
+        mine = {f"mine{i}": registry.register_batch(f"mine{i}", 10) for i in range(4)}
+        given = json.loads(theirs.stdout.readline()) | mine
+    finally:
+        theirs.kill()
+        theirs.wait()
+    assert sorted(given.values()) == list(range(0, 80, 10))
+    assert registry.next_id == 80
+
+
+WRITER = """
+import json, sys
+from spark_dedup import IdRegistry, build_session
+spark = build_session(device="cpu", master="local[1]", conf={"spark.driver.memory": "1g"})
+registry = IdRegistry.open(spark, sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+print(json.dumps({f"theirs{i}": registry.register_batch(f"theirs{i}", 10) for i in range(4)}), flush=True)
+"""
 
 
 def test_one_commit_for_many_batches(spark, place):

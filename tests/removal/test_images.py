@@ -114,6 +114,26 @@ def test_folder_is_copied_byte_for_byte(spark, emoji, tmp_path):
         stage.filter_folder(spark, tmp_path / "in", tmp_path / "in" / "out")
 
 
+def test_endings_in_any_case_and_an_output_on_a_store(spark, tmp_path, monkeypatch):
+    """``local://`` is a store to fsspec and to us, and one that tasks share."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "cwd").mkdir()
+    images = {"a.Jpg": b"1", "b.jPeG": b"2", "c.png": b"3"}
+    for name, content in images.items():
+        (tmp_path / "in" / name).write_bytes(content)
+    monkeypatch.chdir(tmp_path / "cwd")
+    stage = ImageDuplicatesRemovalStage(list_ids(tmp_path / "ids", ["c"]))
+    assert stage.filter_folder(spark, tmp_path / "in", f"local://{tmp_path}/out") == 2
+    del images["c.png"]
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == images
+    assert list((tmp_path / "cwd").iterdir()) == []
+    (tmp_path / "shards").mkdir()
+    shard(tmp_path / "shards" / "s.Tar", [("k", b"1"), ("c", b"2")])
+    assert stage.filter_shards(spark, tmp_path / "shards", f"local://{tmp_path}/kept") == 1
+    assert [p.name for p in (tmp_path / "kept").iterdir()] == ["s.Tar"]
+    assert list((tmp_path / "cwd").iterdir()) == []
+
+
 def shard(path, samples, form=tarfile.PAX_FORMAT):
     """Write a shard of (key, image) with a JSON file beside each image; long names get extended headers."""
     with tarfile.open(path, "w", format=form, pax_headers={"comment": "global"}) as tar:

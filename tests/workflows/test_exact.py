@@ -16,6 +16,7 @@ import pytest
 from spark_dedup import CURATOR_DEDUP_ID_STR as ID
 from spark_dedup import ExactDeduplicationWorkflow, IdGenerator
 from spark_dedup.errors import InputError
+from spark_dedup.workflows.steps import Steps
 
 TEXTS = ["a", "b", None, "a", "", "c", "ä\u0000", "a", "b", "ä\u0000", "A", "a "]
 """Groups: a = 0, 3, 7; b = 1, 8; null and empty = 2, 4; ä = 6, 9."""
@@ -331,6 +332,29 @@ def test_a_killed_job_goes_on_with_the_same_ids(spark, tmp_path, at):
     left = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")]
     left = [name for name in left if "id_registry" not in name and name.endswith((".tmp", ".lock", ".old"))]
     assert left == []
+
+
+def test_a_job_killed_while_it_closes_is_finished_or_goes_on(spark, tmp_path, monkeypatch):
+    """Until the run counts as finished, a rerun reads the rows behind the ids."""
+    source, out = write(tmp_path / "in", TEXTS), tmp_path / "out"
+
+    def run():
+        return ExactDeduplicationWorkflow(
+            input_path=source, output_path=out, perform_removal=True, max_cluster_fraction=0.9
+        ).run(spark)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Steps, "close", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    monkeypatch.undo()
+    assert run()["num_duplicates"] == len(REMOVED)
+    assert listed(out) == REMOVED
+    assert not (out / ".ledger_rows").exists()
+    with pytest.raises(FileExistsError, match="finished run"):
+        run()
 
 
 def test_real_counts(spark, shared_data, tmp_path):
