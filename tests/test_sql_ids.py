@@ -59,6 +59,24 @@ def test_a_leftover_id_column_is_never_trusted(spark, tmp_path, views):
     assert {(r["text"], r[ID]) for r in shown.collect()} == {("a", 0), ("b", 1), ("c", 3)}
 
 
+def test_folders_with_glob_characters_and_other_endings(spark, tmp_path, views):
+    docs = tmp_path / "run[1]{a,b}*?"
+    docs.mkdir()
+    (tmp_path / "lines").mkdir()
+    for number, text in enumerate(["a", "b", "a"]):
+        pq.write_table(pa.table({"text": [text]}), docs / f"{number}.parquet")
+        (tmp_path / "lines" / f"{number}.txt").write_text(json.dumps({"text": text}))
+    ledger = tmp_path / "ledger [2]"
+    lines = {"input_filetype": "jsonl", "input_file_extensions": [".txt"]}
+    jobs = [{"input_path": docs}, {"input_path": tmp_path / "lines", **lines}]
+    for number, job in enumerate(jobs):
+        out = tmp_path / f"out {number}"
+        done = ExactDeduplicationWorkflow(output_path=out, ledger=ledger, **job).run(spark)
+        assert (done["num_duplicates"], done["run_id"][:6]) == (1, "exact-")
+    views += create_views(spark, ledger=ledger, documents=docs, prefix="s8_")
+    assert sorted(r["text"] for r in spark.table("s8_documents").collect()) == ["a", "b"]
+
+
 def test_an_imported_registry_knows_files_by_key(spark, tmp_path, folder, views):
     ranges = {
         str(uuid.uuid5(uuid.NAMESPACE_URL, str(folder / name))): span
