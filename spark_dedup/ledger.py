@@ -37,7 +37,7 @@ from spark_dedup.session import require_delta
 from spark_dedup.tables import LEDGER_COLUMNS, col, require_columns
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, Row, SparkSession
+    from pyspark.sql import Column, DataFrame, Row, SparkSession
 
 __all__ = [
     "DONE",
@@ -81,17 +81,17 @@ class Run:
     """The same for the same work on the same data, so that a repeated run replaces itself."""
 
     def __post_init__(self) -> None:
-        name = make_run_id(self.method, self.input, self.input_version, self.parameters)
-        object.__setattr__(self, "run_id", name)
+        object.__setattr__(self, "run_id", make_run_id(self))
 
 
-def make_run_id(method: str, source: str, version: str | None, parameters: Mapping[str, Any]) -> str:
-    """Return ``method-hash`` of what ran on what; a random one where the input's version is unknown."""
-    if version is None:
-        return f"{method}-{uuid.uuid4().hex[:16]}"
-    work = [method, source, version, _texts(parameters), spark_dedup.__version__]
+def make_run_id(run: Run) -> str:
+    """Return ``method-hash`` of what ran on what, by which ids; random where the input's version is unknown."""
+    if run.input_version is None:
+        return f"{run.method}-{uuid.uuid4().hex[:16]}"
+    ids, version = [run.id_field, run.registry], spark_dedup.__version__
+    work = [run.method, run.input, run.input_version, ids, _texts(run.parameters), version]
     digest = hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()
-    return f"{method}-{digest[:16]}"
+    return f"{run.method}-{digest[:16]}"
 
 
 def describe_input(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> str:
@@ -104,13 +104,15 @@ def describe_input(source: str | os.PathLike[str] | Sequence[str | os.PathLike[s
     return paths[0] if len(paths) == 1 else json.dumps(paths)
 
 
-def input_version(spark: SparkSession, source: Any, *, filetype: str = "parquet") -> str | None:
+def input_version(
+    spark: SparkSession, source: Any, *, filetype: str = "parquet", extensions: Sequence[str] | None = None
+) -> str | None:
     """Return the version of a dataset: ``delta:N``, ``files:COUNT:HASH``, or None for other tables."""
     from spark_dedup.datasets import find_source, list_files
 
     found = find_source(spark, source, filetype=filetype)
     if found.kind == "files":
-        files = list_files(list(found.names), filetype=filetype)
+        files = list_files(list(found.names), filetype=filetype, extensions=extensions)
         digest = hashlib.sha256()
         for file in files:
             digest.update(f"{file.path}\0{file.size}\0{file.modified_ms}\n".encode())
@@ -194,17 +196,20 @@ def write_run(
             if c != "run_id"
         ],
     )
-    mine = F.col("run_id") == F.lit(run.run_id)
+    mine, token = F.col("run_id") == F.lit(run.run_id), uuid.uuid4().hex
 
     def publish() -> None:
-        row = _run_row(spark, run)
-        known = spark.table(ledger.runs).where(mine).limit(1).count()
-        writer = row.writeTo(ledger.runs)
-        # A blind append never meets another run's commit; the transaction name keeps a twin from adding it twice.
-        if known:
+        writer = _run_row(spark, run).writeTo(ledger.runs)
+        if _is_there(spark, ledger.runs, mine):
             writer.overwrite(mine)
-        else:
-            writer.option("txnAppId", f"spark_dedup-{run.run_id}").option("txnVersion", "1").append()
+            return
+        # A blind append never meets another run's commit; the transaction name keeps a twin from adding it twice.
+        name = f"spark_dedup-{run.run_id}"
+        writer.option("txnAppId", name).option("txnVersion", "1").append()
+        if not _is_there(
+            spark, ledger.runs, mine
+        ):  # Delta skips a name it knows, though the row was deleted since
+            writer.option("txnAppId", f"{name}-{token}").append()
 
     with _held(ledger):
         create(spark, ledger, id_type)
@@ -248,6 +253,10 @@ def read_duplicates(spark: SparkSession, ledger: Ledger, run_id: str | None = No
 
     run = find_run(spark, ledger, run_id)
     return spark.table(ledger.duplicates).where(F.col("run_id") == F.lit(run["run_id"]))
+
+
+def _is_there(spark: SparkSession, relation: str, wanted: Column) -> bool:
+    return bool(spark.table(relation).where(wanted).limit(1).count())
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:

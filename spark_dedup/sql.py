@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from spark_dedup import ledger as ledgers
-from spark_dedup.datasets import find_source, is_table_name, list_files
+from spark_dedup.datasets import Source, find_source, list_files
 from spark_dedup.errors import InputError, first_line
 from spark_dedup.ledger import DONE, Ledger, describe_input
 from spark_dedup.names import literal, path_relation, quote_name, split_name
-from spark_dedup.tables import quote
+from spark_dedup.sql_ids import id_ranges_query, numbered_query, registry_relation, source_paths
+from spark_dedup.tables import ID, quote
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
 __all__ = ["create_views", "register", "view_queries"]
 
@@ -137,21 +139,14 @@ def view_queries(
             f"{', '.join(known) or 'nothing'}: name the dataset that was matched as input="
         )
     if run is not None and run["registry"]:
-        queries["id_ranges"] = id_ranges_query(_delta_relation(run["registry"]))
+        queries["id_ranges"] = id_ranges_query(registry_relation(run["registry"]))
     if run is not None and shown is not None:
-        relation, columns = shown
         key = id_field or run["id_field"]
         removed = queries["duplicate_ids"]
-        if key in columns:
-            queries["documents"] = (
-                f"SELECT d.* FROM {relation} d LEFT ANTI JOIN ({removed}) r ON d.{quote(key)} = r.id"
-            )
-        elif run["registry"] and filetype != "jsonl":
-            queries["documents"] = _numbered_documents(relation, columns, key, queries["id_ranges"], removed)
-        else:
-            raise InputError(
-                f"column {key!r} not found in {relation}; it has {', '.join(columns)}: give id_field="
-            )
+        numbered = _with_ids(spark, shown, key, run["registry"], filetype)
+        queries["documents"] = (
+            f"SELECT d.* FROM {numbered} d LEFT ANTI JOIN ({removed}) r ON d.{quote(key)} = r.id"
+        )
     return queries
 
 
@@ -176,31 +171,16 @@ WHERE a.source <> b.source OR a.n > 1
 GROUP BY a.source, b.source"""
 
 
-def id_ranges_query(registry: str) -> str:
-    """Return which file holds which ids; ``registry`` is the relation of an id registry."""
-    return (
-        "SELECT files[0] AS file, min_id AS first_id, max_id AS last_id, max_id - min_id + 1 AS num_rows, "
-        f"files FROM {registry} WHERE size(files) > 0"
-    )
+@dataclass(frozen=True)
+class _Shown:
+    """Documents to show: what they are, their relation in plain SQL, and a DataFrame of them."""
+
+    source: Source
+    relation: str
+    df: DataFrame
 
 
-def _numbered_documents(relation: str, columns: list[str], key: str, ranges: str, removed: str) -> str:
-    """Documents whose ids were given by file and row. ``_metadata`` keeps this scan off the GPU."""
-    shown = ", ".join(f"d.{quote(name)}" for name in columns)
-    # Spark spells the path as an encoded URI, the registry as a plain path; + is no blank in a path.
-    path = "url_decode(replace(d._metadata.file_path, '+', '%2B'))"
-    path = f"regexp_replace({path}, '^file:/+', '/')"
-    return (
-        f"SELECT n.* FROM (SELECT {shown}, r.first_id + d._metadata.row_index AS {quote(key)} "
-        f"FROM {relation} d JOIN ({ranges}) r ON {path} = r.file) n "
-        f"LEFT ANTI JOIN ({removed}) x ON n.{quote(key)} = x.id"
-    )
-
-
-def _documents(
-    spark: SparkSession, documents: str | os.PathLike[str], filetype: str
-) -> tuple[str, list[str]]:
-    """Return the relation of a dataset in plain SQL, and its columns."""
+def _documents(spark: SparkSession, documents: str | os.PathLike[str], filetype: str) -> _Shown:
     found = find_source(spark, documents, filetype=filetype)
     name = found.names[0]
     if found.kind == "table":
@@ -217,13 +197,28 @@ def _documents(
             )
         relation = path_relation("json" if filetype == "jsonl" else "parquet", name)
     try:
-        return relation, spark.sql(f"SELECT * FROM {relation}").columns
+        df = spark.sql(f"SELECT * FROM {relation}")
+        df.columns  # noqa: B018 - a Connect session reads only now
     except Exception as error:
         raise InputError(f"cannot read {relation}: {first_line(error)}") from error
+    return _Shown(found, relation, df)
 
 
-def _delta_relation(location: str) -> str:
-    return quote_name(split_name(location)) if is_table_name(location) else path_relation("delta", location)
+def _with_ids(spark: SparkSession, shown: _Shown, key: str, registry: str | None, filetype: str) -> str:
+    """Return a relation of documents with their ids: those of the registry that gave them, else their column."""
+    if key == ID and registry:
+        if shown.source.kind == "files" and filetype == "jsonl":
+            raise InputError(
+                f"SQL cannot number JSON lines as the id registry {registry} does: write what remains with "
+                "TextDuplicatesRemovalWorkflow, or name a column of ids as id_field"
+            )
+        paths = source_paths(shown.df, shown.source, filetype)
+        return f"({numbered_query(spark, shown.relation, shown.df.columns, paths, location=registry)})"
+    if key not in shown.df.columns:
+        raise InputError(
+            f"column {key!r} not found in {shown.relation}; it has {', '.join(shown.df.columns)}: give id_field="
+        )
+    return shown.relation
 
 
 def _analyse(spark: SparkSession, kind: str, query: str) -> None:

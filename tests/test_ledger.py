@@ -42,6 +42,25 @@ def test_unknown_version_is_never_the_same_run():
     assert run().run_id == run().run_id
 
 
+def test_other_ids_are_another_run(spark, tmp_path):
+    assigned = {"id_field": "_curator_dedup_id", "registry": "/ids"}
+    runs = [run(id_field="a"), run(id_field="b"), run(**assigned), run(**assigned | {"registry": "/other"})]
+    for number, other in enumerate(runs):
+        ledger = write_run(spark, tmp_path, other, rows(spark, ROWS[number : number + 1]))
+    assert spark.table(ledger.runs).count() == 4
+    for number, other in enumerate(runs):
+        assert ids(read_duplicates(spark, ledger, other.run_id)) == [ROWS[number][0]]
+
+
+def test_a_deleted_run_is_written_again(spark, tmp_path):
+    ledger = write_run(spark, tmp_path, run(), rows(spark))
+    for _ in range(2):
+        spark.sql(f"DELETE FROM {ledger.runs} WHERE run_id = '{run().run_id}'")
+        assert spark.table(ledger.runs).count() == 0
+        write_run(spark, tmp_path, run(), rows(spark))
+        assert [r["run_id"] for r in spark.table(ledger.runs).collect()] == [run().run_id]
+
+
 def test_a_run_that_died_before_its_end_does_not_count(spark, tmp_path, monkeypatch):
     write_run(spark, tmp_path, run(), rows(spark))
     monkeypatch.setattr("spark_dedup.ledger._run_row", lambda *_: pytest.fail("killed"))
@@ -122,6 +141,9 @@ def test_inputs_and_their_versions(spark, tmp_path):
     spark.range(1).write.mode("append").parquet(str(tmp_path / "p"))
     assert input_version(spark, tmp_path / "p") != first
     assert input_version(spark, tmp_path / "d") == "delta:0"
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "0.txt").write_text("{}")
+    assert input_version(spark, tmp_path / "t", filetype="jsonl", extensions=["txt"]).startswith("files:1:")
     assert describe_input(f"file:{tmp_path}/p") == f"{tmp_path}/p"
     assert describe_input("a.`b.c`") == "`a`.`b.c`"
     assert describe_input([tmp_path / "a", tmp_path / "b"]) == f'["{tmp_path}/a", "{tmp_path}/b"]'

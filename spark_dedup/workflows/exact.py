@@ -280,6 +280,7 @@ class ExactDeduplicationWorkflow:
             },
             device=self.device,
             registry=registry_of(self),
+            extensions=self.input_file_extensions,
         )
 
     def _remove(self, spark: SparkSession, output: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ def record_run(
     parameters: Mapping[str, Any],
     device: str,
     registry: str | None = None,
+    extensions: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Write a run and its rows; return ``ledger`` and ``run_id`` for the job's result.
 
@@ -49,13 +50,14 @@ def record_run(
         parameters: what decides the rows, beside the input.
         device: as the job was given it.
         registry: the id registry that gave the ids.
+        extensions: endings of the input's files, when they are not the filetype's own.
     """
     from spark_dedup.ledger import DONE, STOPPED, Run, describe_input, input_version, write_run
 
     run = Run(
         method=method,
         input=describe_input(source),
-        input_version=input_version(spark, source, filetype=filetype),
+        input_version=input_version(spark, source, filetype=filetype, extensions=extensions),
         id_field=id_field,
         num_documents=metadata["num_documents"],
         num_groups=metadata["num_groups"],
