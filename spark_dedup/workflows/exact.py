@@ -31,7 +31,7 @@ from spark_dedup.workflows.exact_inputs import (
     startup_settings,
 )
 from spark_dedup.workflows.exact_matching import forget_rows, identify, keeps_rows, kept_rows
-from spark_dedup.workflows.inputs import check_size, session_with, table_version
+from spark_dedup.workflows.inputs import check_compression, check_size, session_with, table_version
 from spark_dedup.workflows.planning import plan_of
 from spark_dedup.workflows.recording import record_run
 from spark_dedup.workflows.result import WorkflowResult
@@ -129,6 +129,7 @@ class ExactDeduplicationWorkflow:
             raise InputError("identification_batchsize and total_nparts must be 1 or more")
         keep_order(self.keep)
         check_size(self.input_blocksize)
+        check_compression(self.write_kwargs, argument="write_kwargs")
         check_limits(self.max_removed_fraction, self.max_cluster_fraction)
         check_source_rules(
             self.source_field,

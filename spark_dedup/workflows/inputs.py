@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "JobInput",
     "base_of",
+    "check_compression",
     "check_size",
     "inspect_input",
     "location_of",
@@ -48,6 +49,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+_CODECS = ("none", "uncompressed", "snappy", "gzip", "lzo", "brotli", "lz4", "lz4_raw", "zstd")
 
 
 @dataclass(frozen=True)
@@ -200,6 +203,17 @@ def check_size(size: int | str) -> int:
     if value < 1:
         raise InputError(f"{size!r} is no size: it must be positive")
     return value
+
+
+def check_compression(options: Mapping[str, Any] | None, *, argument: str) -> None:
+    """Check the compression that options of a parquet writer name, which Spark itself looks at when it writes.
+
+    Raises:
+        InputError: with those there are.
+    """
+    names = [value for key, value in (options or {}).items() if key.lower() == "compression"]
+    if names and names[0] is not None and str(names[0]).lower() not in _CODECS:
+        raise InputError(f"{argument}: compression {names[0]!r} is not one of {', '.join(_CODECS)}")
 
 
 def split_settings(blocksize: int | str | None) -> dict[str, str]:

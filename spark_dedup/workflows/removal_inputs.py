@@ -14,7 +14,7 @@ from spark_dedup.removal.delta import check_flat, relation
 from spark_dedup.removal.text import check_id_types
 from spark_dedup.session import require_delta
 from spark_dedup.tables import ID, require_columns
-from spark_dedup.workflows.inputs import JobInput, check_size, inspect_input, read_input
+from spark_dedup.workflows.inputs import JobInput, check_compression, check_size, inspect_input, read_input
 from spark_dedup.workflows.remaining import check_view_name
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def check_arguments(job: TextDuplicatesRemovalWorkflow) -> None:
         )
     if job.input_task_limit is not None and job.input_task_limit < 1:
         raise InputError("input_task_limit must be 1 or more")
+    if job.output_filetype in ("parquet", "delta"):
+        check_compression(job.output_kwargs, argument="output_kwargs")
     if job.input_blocksize is not None:
         check_size(job.input_blocksize)
     if job.output_filetype in ("view", "delta-clone"):

@@ -30,6 +30,7 @@ from spark_dedup.semantic.ranking import (
 )
 from spark_dedup.session import active_or_build, job_progress, parquet_as_it_is
 from spark_dedup.workflows.clusters import KMEANS_FOLDER, KMeansStage, given_options, read_centroids
+from spark_dedup.workflows.inputs import JobInput, check_compression
 from spark_dedup.workflows.planning import plan_of
 from spark_dedup.workflows.recording import record_run
 from spark_dedup.workflows.result import WorkflowResult
@@ -44,7 +45,6 @@ from spark_dedup.workflows.semantic_matching import (
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-    from spark_dedup.workflows.inputs import JobInput
 
 __all__ = ["KMeansStage", "SemanticDeduplicationWorkflow"]
 
@@ -115,6 +115,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
         super().__post_init__()
         check_limits(self.max_removed_fraction, self.max_cluster_fraction)
         check_ranking(self.which_to_keep, self.distance_metric)
+        check_compression(self.write_kwargs, argument="write_kwargs")
         if not isinstance(self.ranking_strategy, RankingStrategy | None):
             raise InputError(f"ranking_strategy must be a RankingStrategy, not {self.ranking_strategy!r}")
         if self.eps is not None:

@@ -280,6 +280,10 @@ def test_plan_touches_nothing(spark, tmp_path):
         ({"keep": [("a", "up")]}, "keep takes columns"),
         ({"input_blocksize": "much"}, "not a size"),
         ({"total_nparts": 0}, "must be 1 or more"),
+        (
+            {"write_kwargs": {"compression": "zip"}},
+            "write_kwargs: compression 'zip' is not one of none, uncompressed, snappy",
+        ),
     ],
 )
 def test_arguments(arguments, says):

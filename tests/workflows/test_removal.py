@@ -356,6 +356,10 @@ def test_nothing_and_everything_listed(spark, given, tmp_path):
         ({"registry": "a", "id_generator_path": "b", "id_field": ID}, "name one of them"),
         ({"registry": "a"}, "assigned ids are called"),
         ({"input_task_limit": 0}, "must be 1 or more"),
+        (
+            {"output_kwargs": {"compression": "zip"}},
+            "output_kwargs: compression 'zip' is not one of none, uncompressed, snappy",
+        ),
         ({"output_filetype": "delta-clone", "output_fields": ["id"]}, "leave output_fields out"),
         ({"output_filetype": "view", "registry": "a", "id_field": ID}, "the ids must be one of its columns"),
         ({"output_filetype": "view", "output_path": "a..b"}, "is no name of a table"),

@@ -216,6 +216,10 @@ def test_bad_input_before_any_work(spark, tmp_path):
         ({"ranking_strategy": "hard"}, "ranking_strategy must be a RankingStrategy, not 'hard'"),
         ({"id_field": "embeddings"}, "id_field and embedding_field are both 'embeddings'"),
         ({"random_state": -1}, "random_state must be a whole number"),
+        (
+            {"write_kwargs": {"compression": "zip"}},
+            "write_kwargs: compression 'zip' is not one of none, uncompressed, snappy",
+        ),
         ({"eps": np.float32(1.5)}, "eps must be at least 0"),
     ]:
         with pytest.raises(ValueError, match=message):
