@@ -140,7 +140,7 @@ def list_files(
         FileNotFoundError: when a path does not exist or holds no such file.
         InputError: when a Delta table lies below a path: its files hold deleted rows too.
     """
-    endings = tuple(e if e.startswith(".") else f".{e}" for e in extensions or EXTENSIONS[filetype])
+    endings = tuple(e if e.startswith(".") else f".{e}" for e in _endings(filetype, extensions))
     fold = str.lower if ignore_case else str
     folded = tuple(map(fold, endings))
 
@@ -271,12 +271,18 @@ def _table(spark: SparkSession, name: str) -> DataFrame:
     return df
 
 
+def _endings(filetype: str, extensions: Sequence[str] | None) -> Sequence[str]:
+    if isinstance(extensions, str):
+        return (extensions,)
+    return extensions or EXTENSIONS[filetype]
+
+
 def read_files(
     reader: DataFrameReader, source: Source, filetype: str, extensions: Sequence[str] | None = None
 ) -> DataFrame:
     """Read the files of a source with a reader that is set up: the same ones that ``list_files`` lists."""
     roots = list(source.names)
-    endings = extensions or EXTENSIONS[filetype]
+    endings = _endings(filetype, extensions)
     files = list_files(roots, filetype=filetype, extensions=extensions)
     folders = [root for root in roots if all(file.path != root for file in files)]
     if folders and len(folders) < len(roots):

@@ -36,6 +36,7 @@ def test_listing(tmp_path):
     assert list_files([tmp_path / "sub", str(tmp_path / "sub" / "c.parquet")]) == list_files(tmp_path / "sub")
     assert [file.path for file in list_files(f"file://{tmp_path}/g.txt")] == [f"{tmp_path}/g.txt"]
     assert [Path(file.path).name for file in list_files(tmp_path, extensions=["txt"])] == ["g.txt"]
+    assert list_files(tmp_path, extensions=".txt") == list_files(tmp_path, extensions=["txt"])
     stat = os.stat(tmp_path / "a.parquet")
     file = list_files(tmp_path / "a.parquet")[0]
     assert (file.size, file.modified_ms) == (stat.st_size, stat.st_mtime_ns // 1_000_000)
