@@ -85,35 +85,44 @@ def check_readable(
     footers: Sequence[pa.parquet.FileMetaData],
     *,
     columns: Sequence[str] | None = None,
-) -> None:
+) -> bool:
     """Check that Spark has the types of parquet files' columns.
 
     Args:
         files: the files.
         footers: their footers, in the same order.
-        columns: the columns that are read; by default all. Nanoseconds in another do no harm where the session
-            reads them as numbers (``session.parquet_as_it_is``).
+        columns: the columns that are read; by default all.
+
+    Returns:
+        Whether another column has nanoseconds, which do no harm where the session reads them as numbers.
 
     Raises:
         InputError: naming a file, the column, and what to write instead.
     """
+    others, checked = False, None
     for file, footer in zip(files, footers, strict=True):
+        if checked is not None and footer.schema.equals(checked):
+            continue
+        checked = footer.schema
         names = sorted(footer.schema.to_arrow_schema().names, key=len, reverse=True)
         for i in range(footer.num_columns):
             leaf = footer.schema.column(i)
             kind = json.loads(leaf.logical_type.to_json())
             name = next((n for n in names if leaf.path == n or leaf.path.startswith(f"{n}.")), leaf.path)
-            wanted = columns is None or name in columns
             if kind["Type"] == "Float16":
                 raise InputError(
                     f"{file.path}: column {name!r} has floats of 16 bits, which Spark cannot read: "
                     "write float32, or leave the column out of the files"
                 )
-            if wanted and kind.get("timeUnit") == "nanoseconds":
+            if kind.get("timeUnit") != "nanoseconds":
+                continue
+            if columns is None or name in columns:
                 raise InputError(
                     f"{file.path}: column {name!r} is in nanoseconds, which Spark cannot read: write microseconds "
                     "(pandas: to_parquet(…, coerce_timestamps='us')), or leave the column out of what is read"
                 )
+            others = True
+    return others
 
 
 def alike_columns(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 __all__ = [
+    "NANOS_AS_LONG",
     "active_or_build",
     "barrier_slots",
     "build_session",
@@ -262,17 +263,19 @@ def barrier_slots(spark: SparkSession) -> int:
     return min(slots, int(local[1] or 1)) if local else slots
 
 
-_PARQUET = {
-    # Spark's own default is INT96, which other readers take for nanoseconds, where far dates overflow.
-    "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
-    # Else a column of nanoseconds that nobody asked for keeps Spark from reading the others.
-    "spark.sql.legacy.parquet.nanosAsLong": "true",
-}
+NANOS_AS_LONG = "spark.sql.legacy.parquet.nanosAsLong"
+"""Else a column of nanoseconds that nobody asked for keeps Spark from reading the others."""
 
 
 def parquet_as_it_is(spark: SparkSession) -> AbstractContextManager[None]:
-    """Have parquet's timestamps read and written as they are inside the block, where the session takes it."""
-    return settings(spark, _PARQUET)
+    """Have parquet's timestamps written as they were read inside the block, where the session takes it.
+
+    ``NANOS_AS_LONG``, which keeps a scan off the GPU, is off until an input needs it, and put back at the end.
+    """
+    # Spark's own default is INT96, which other readers take for nanoseconds, where far dates overflow.
+    return settings(
+        spark, {"spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS", NANOS_AS_LONG: "false"}
+    )
 
 
 @contextlib.contextmanager

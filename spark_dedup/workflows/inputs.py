@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ from spark_dedup.ids.splits import count_splits, rows_by_url
 from spark_dedup.names import path_relation
 from spark_dedup.paths import is_local
 from spark_dedup.runtime import ensure_pyspark
-from spark_dedup.session import build_session
+from spark_dedup.session import NANOS_AS_LONG, build_session
 from spark_dedup.tables import col, require_columns
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ def inspect_input(
 ) -> JobInput:
     """Find and check an input; parquet footers are read, in parallel, and must agree.
 
+    To be called inside ``parquet_as_it_is``, which puts back the setting that nanoseconds may need.
+
     Args:
         spark: the session.
         source: path, paths, Delta path or table name.
@@ -107,7 +110,9 @@ def inspect_input(
         return JobInput(found, files, None, found.names)
     footers = parquet_footers(files)
     check_schemas(files, footers, columns=columns)
-    check_readable(files, footers, columns=columns)
+    if check_readable(files, footers, columns=columns):
+        with contextlib.suppress(Exception):  # its class differs between classic and Connect
+            spark.conf.set(NANOS_AS_LONG, "true")
     return JobInput(found, files, sum(footer.num_rows for footer in footers), found.names)
 
 
