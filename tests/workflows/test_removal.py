@@ -174,6 +174,23 @@ def test_jsonl(spark, given, tmp_path):
         again.run(spark)
 
 
+@pytest.mark.parametrize("codec", ["lz4", "deflate"])
+def test_compressed_jsonl_keeps_microseconds(spark, tmp_path, codec):
+    at = datetime.datetime(2026, 1, 2, 3, 4, 5, 123456)
+    zoned = pa.array([at] * 2, pa.timestamp("us", "UTC"))
+    plain = pa.array([at.replace(microsecond=7)] * 2, pa.timestamp("us"))
+    pq.write_table(pa.table({"id": [1, 2], "zoned": zoned, "plain": plain}), tmp_path / "in.parquet")
+    pq.write_table(pa.table({"id": [2]}), tmp_path / "ids.parquet")
+    made = {"output_filetype": "jsonl", "output_kwargs": {"compression": codec}}
+    sources = {"input_path": tmp_path / "in.parquet", "ids_to_remove_path": tmp_path / "ids.parquet"}
+    job(tmp_path, tmp_path / "out", **sources, **made).run(spark)
+    files = [name for name in os.listdir(tmp_path / "out") if not name.startswith((".", "_"))]
+    assert [name.partition("c000")[2] for name in files] == [f".jsonl.{codec}"]
+    (row,) = [json.loads(row.value) for row in spark.read.text(str(tmp_path / "out")).collect()]
+    assert datetime.datetime.fromisoformat(row["zoned"]) == at.replace(tzinfo=datetime.UTC)
+    assert row["plain"] == "2026-01-02T03:04:05.000007"
+
+
 def test_delta_view_and_clone(spark, given, tmp_path):
     result = job(given, tmp_path / "delta", output_filetype="delta").run(spark)
     assert result["num_documents_written"] == 34
@@ -204,6 +221,12 @@ def test_delta_view_and_clone(spark, given, tmp_path):
         }
         with pytest.raises(InputError, match="is an input as well"):
             job(given, **{"out": None, **same, "output_filetype": "delta"}).run(spark)
+        spark.sql("USE removal_tests")
+        for source, target in (("`docs`", "removal_tests.DOCS"), ("removal_tests.docs", "`docs`")):
+            same |= {"input_path": source, "output_path": target, "output_filetype": "delta"}
+            with pytest.raises(InputError, match="is an input as well"):
+                job(given, **{"out": None, **same}).run(spark)
+        spark.sql("USE default")
         narrow = job(
             given,
             "removal_tests.docs",
@@ -214,6 +237,7 @@ def test_delta_view_and_clone(spark, given, tmp_path):
         narrow.run(spark)
         assert spark.table("removal_tests.docs").columns == ["id"]
     finally:
+        spark.sql("USE default")
         spark.sql("DROP SCHEMA removal_tests CASCADE")
 
     before = hashes(given)
