@@ -274,6 +274,29 @@ def test_passes_give_the_same_and_stay_small(spark, given, tmp_path, monkeypatch
     assert sorted(os.listdir(tmp_path)) == ["in", "out"]
 
 
+@pytest.mark.parametrize(("limit", "broadcasts"), [(2, 0), (100, 1)])
+def test_a_long_list_is_not_broadcast_to_be_counted(spark, given, tmp_path, monkeypatch, limit, broadcasts):
+    monkeypatch.setattr(passes, "IDS_PER_PASS", limit)
+    plans = []
+    real = removal_writing.count_documents
+
+    def count_documents(df, listed, **options):
+        with monkeypatch.context() as patch:
+            first = type(df).first
+            patch.setattr(type(df), "first", lambda self: (plans.append(plan_of(self)), first(self))[1])
+            return real(df, listed, **options)
+
+    monkeypatch.setattr(removal_writing, "count_documents", count_documents)
+    spark.read.parquet(str(given / "in")).write.format("delta").save(str(tmp_path / "docs"))
+    done = job(given, tmp_path / "out", input_path=tmp_path / "docs").run(spark)
+    assert (done["num_documents"], done["num_duplicates_removed"]) == (40, 6)
+    assert [plan.count("BroadcastExchange") for plan in plans] == [broadcasts]
+
+
+def plan_of(df):
+    return df._jdf.queryExecution().executedPlan().toString()
+
+
 def jsonl_with_ids(folder):
     """JSON lines whose files differ in columns, their Curator registry, and the ids to remove."""
     (folder / "in").mkdir()
