@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from spark_dedup.datasets import FileInfo
 
-__all__ = ["alike_columns", "check_readable", "check_schemas", "parquet_footers"]
+__all__ = ["alike_columns", "check_columns", "check_readable", "check_schemas", "parquet_footers"]
 
 
 def parquet_footers(files: Sequence[FileInfo], *, threads: int = 16) -> list[pa.parquet.FileMetaData]:
@@ -123,6 +123,33 @@ def check_readable(
                 )
             others = True
     return others
+
+
+def check_columns(
+    files: Sequence[FileInfo], footers: Sequence[pa.parquet.FileMetaData], columns: Sequence[str]
+) -> None:
+    """Check that every parquet file has some columns: Spark reads one that is absent as nulls and says nothing.
+
+    Args:
+        files: the files.
+        footers: their footers, in the same order.
+        columns: names as Spark reads them, of any case.
+
+    Raises:
+        InputError: naming a file and the column that it lacks.
+    """
+    seen: list[pa.parquet.ParquetSchema] = []
+    for file, footer in zip(files, footers, strict=True):
+        if seen and footer.schema.equals(seen[-1]):
+            continue
+        own = {name.lower() for name in footer.schema.to_arrow_schema().names}
+        missing = [name for name in columns if name.lower() not in own]
+        if missing:
+            raise InputError(
+                f"{file.path} has another schema: it has no column {missing[0]!r}, which would be read as nulls. "
+                "Read it apart or write it again with that column"
+            )
+        seen = [footer.schema]
 
 
 def alike_columns(

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from spark_dedup.datasets import FileInfo, Source, find_source, list_files, read_dataset, read_files
+from spark_dedup.datasets import (
+    FileInfo,
+    Source,
+    find_source,
+    list_files,
+    partition_root,
+    partition_values,
+    read_dataset,
+    read_files,
+)
 from spark_dedup.errors import InputError
 from spark_dedup.ids import jsonl
 from spark_dedup.ids.counting import CountRows, count_parquet
@@ -165,7 +174,10 @@ def documents(
         return _jsonl_documents(spark, read, ranges_by, ids, source, files, columns, on_bad_lines)
     df = read()
     kept = _kept(df.columns, columns, source)
-    ranges = ranges_by(partial(count_parquet, columns=kept))
+    given = partition_values(files[0], source) if partition_root(files, source) is not None else {}
+    # Against what Spark reads, as files that are known already are not looked at again.
+    stored = [name for name in kept if name not in given]
+    ranges = ranges_by(partial(count_parquet, columns=stored))
     urls = match_urls(df.inputFiles(), [file.path for file in files])
     if on_gpu(spark):
         return _documents(_by_split(spark, df, ranges, kept, count_splits(df), ids), ranges)

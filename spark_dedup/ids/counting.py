@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from spark_dedup.datasets import FileInfo
-from spark_dedup.footers import check_schemas, parquet_footers
+from spark_dedup.footers import check_columns, check_schemas, parquet_footers
 
 __all__ = ["CountRows", "count_parquet"]
 
@@ -18,7 +18,7 @@ def count_parquet(files: Sequence[FileInfo], *, columns: Sequence[str] | None = 
 
     Args:
         files: the files.
-        columns: columns in whose names and types the files must agree; None does not ask.
+        columns: columns that every file must have, in one type; None does not ask.
 
     Raises:
         InputError: a file is truncated or no parquet, or has another schema; named.
@@ -26,4 +26,5 @@ def count_parquet(files: Sequence[FileInfo], *, columns: Sequence[str] | None = 
     footers = parquet_footers(files)
     if columns is not None and footers:
         check_schemas(files, footers, columns=columns)
+        check_columns(files, footers, columns)
     return [footer.num_rows for footer in footers]

@@ -21,7 +21,8 @@ def remove_duplicates(
 ) -> DataFrame:
     """Keep the rows whose id is not listed; all columns, and the order of rows within a partition, stay.
 
-    The list is broadcast, so it must fit an executor (``TextDuplicatesRemovalWorkflow`` takes a list of any size).
+    The list is broadcast, so it must fit an executor. ``TextDuplicatesRemovalWorkflow`` takes a longer one in
+    passes, where it writes a folder of documents from files whose ids are a column or were given file by file.
 
     Args:
         df: documents.
@@ -39,28 +40,33 @@ def remove_duplicates(
     return df.join(F.broadcast(listed), col(id_field) == F.col(_LISTED), "left_anti")
 
 
-def count_listed(df: DataFrame, duplicates: DataFrame, *, id_field: str, duplicate_id_field: str) -> int:
-    """Count the rows whose id is listed; of the documents only the id column is read."""
+def count_listed(
+    df: DataFrame, duplicates: DataFrame, *, id_field: str, duplicate_id_field: str, is_long: bool = False
+) -> int:
+    """Count the rows whose id is listed; of the documents only the id column is read.
+
+    A list that ``is_long`` is not broadcast: ids are shuffled.
+    """
     from pyspark.sql import functions as F
 
-    listed = duplicates.select(col(duplicate_id_field).alias(_LISTED))
-    return (
-        df.select(col(id_field))
-        .join(F.broadcast(listed), col(id_field) == F.col(_LISTED), "left_semi")
-        .count()
-    )
+    listed = duplicates.select(col(duplicate_id_field).alias(_LISTED)).hint(_hint(is_long))
+    return df.select(col(id_field)).join(listed, col(id_field) == F.col(_LISTED), "left_semi").count()
 
 
 def count_documents(
-    df: DataFrame, duplicates: DataFrame, *, id_field: str, duplicate_id_field: str
+    df: DataFrame, duplicates: DataFrame, *, id_field: str, duplicate_id_field: str, is_long: bool = False
 ) -> tuple[int, int]:
-    """Count all rows, and those whose id is listed, in one scan of the id column."""
+    """Count all rows, and those whose id is listed, in one scan of the id column; as ``count_listed``."""
     from pyspark.sql import functions as F
 
-    listed = duplicates.select(col(duplicate_id_field).alias(_LISTED)).distinct()
-    marked = df.select(col(id_field)).join(F.broadcast(listed), col(id_field) == F.col(_LISTED), "left")
+    listed = duplicates.select(col(duplicate_id_field).alias(_LISTED)).distinct().hint(_hint(is_long))
+    marked = df.select(col(id_field)).join(listed, col(id_field) == F.col(_LISTED), "left")
     row = marked.agg(F.count(F.lit(1)), F.count(_LISTED)).first()
     return (int(row[0]), int(row[1])) if row else (0, 0)
+
+
+def _hint(is_long: bool) -> str:
+    return "merge" if is_long else "broadcast"
 
 
 def check_id_types(df: DataFrame, duplicates: DataFrame, *, id_field: str, duplicate_id_field: str) -> None:

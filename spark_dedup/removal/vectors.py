@@ -14,9 +14,10 @@ import time
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, count, groupby
+from contextlib import ExitStack
+from itertools import count, groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from spark_dedup.paths import filesystem
 from spark_dedup.tables import col, hidden_metadata
 
 if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
     from pyspark.sql import DataFrame
     from pyspark.sql.types import StructType
 
@@ -43,6 +45,8 @@ _FILE, _PLACE, _BUCKET = (f"__spark_dedup_{name}" for name in ("file", "place", 
 _ROWS_PER_BUCKET = 8 * 4096
 """Of Spark's bitmaps, by their documentation."""
 _MAGIC = 1681511377
+_FILE_BYTES = 1 << 30
+"""After which vectors go to a new file: Delta's offsets are 32-bit integers."""
 _Z85 = bytes.maketrans(
     b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;<=>?@^_`{|}~",
     b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#",
@@ -152,14 +156,7 @@ def clone_files(
     rows = {file.path: footer.num_rows for file, footer in zip(files, parquet_footers(files), strict=True)}
     fs, inner = filesystem(target)
     fs.makedirs(f"{inner}/_delta_log", exist_ok=True)
-    vectors: dict[str, dict[str, Any]] = {}
-    some = iter(hidden)
-    first = next(some, None)
-    if first is not None:
-        name = uuid.uuid4()
-        with fs.open(f"{inner}/deletion_vector_{name}.bin", "wb") as file:
-            found = ((path_of(uri, rows) or uri, places) for uri, places in chain([first], some))
-            vectors = _write_vectors(file, found, name)
+    vectors = _write_vectors(fs, inner, ((path_of(uri, rows) or uri, places) for uri, places in hidden))
     for path, vector in vectors.items():
         if vector["cardinality"] > rows.get(path, 0):
             raise RuntimeError(f"{path} has fewer rows than were matched: did the input change meanwhile?")
@@ -178,25 +175,31 @@ def clone_files(
 
 
 def _write_vectors(
-    file: BinaryIO, found: Iterable[tuple[str, np.ndarray]], name: uuid.UUID
+    fs: AbstractFileSystem, folder: str, found: Iterable[tuple[str, np.ndarray]]
 ) -> dict[str, dict[str, Any]]:
     """Write deletion vectors one after the other; return by path how a commit names each."""
     from pyroaring import BitMap64
 
-    code = base64.b85encode(name.bytes).translate(_Z85).decode()
-    file.write(b"\x01")
-    offset, named = 1, {}
-    for path, places in found:
-        data = struct.pack("<i", _MAGIC) + BitMap64(places).serialize()
-        file.write(struct.pack(">i", len(data)) + data + struct.pack(">I", zlib.crc32(data)))
-        named[path] = {
-            "storageType": "u",
-            "pathOrInlineDv": code,
-            "offset": offset,
-            "sizeInBytes": len(data),
-            "cardinality": len(places),
-        }
-        offset += len(data) + 8
+    named: dict[str, dict[str, Any]] = {}
+    offset, code = 0, ""
+    with ExitStack() as opened:
+        for path, places in found:
+            if not named or offset >= _FILE_BYTES:
+                opened.close()
+                name = uuid.uuid4()
+                code = base64.b85encode(name.bytes).translate(_Z85).decode()
+                file = opened.enter_context(fs.open(f"{folder}/deletion_vector_{name}.bin", "wb"))
+                offset = file.write(b"\x01")
+            data = struct.pack("<i", _MAGIC) + BitMap64(places).serialize()
+            file.write(struct.pack(">i", len(data)) + data + struct.pack(">I", zlib.crc32(data)))
+            named[path] = {
+                "storageType": "u",
+                "pathOrInlineDv": code,
+                "offset": offset,
+                "sizeInBytes": len(data),
+                "cardinality": len(places),
+            }
+            offset += len(data) + 8
     return named
 
 

@@ -104,7 +104,8 @@ def inspect(job: ExactDeduplicationWorkflow, spark: SparkSession, output: str) -
         input_of(job),
         filetype=job.input_filetype,
         extensions=job.input_file_extensions,
-        columns=None if job.perform_removal else wanted,
+        columns=None if job.perform_removal else wanted,  # removal writes all of them
+        remote_footers=not job.assign_id,  # making ids looks at them as well
     )
     check_apart(output, found.paths, may_hold=True)
     for name in (IDS_FOLDER, REMOVED_FOLDER):

@@ -83,6 +83,7 @@ def inspect_input(
     filetype: str,
     extensions: Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
+    remote_footers: bool = False,
 ) -> JobInput:
     """Find and check an input; parquet footers are read, in parallel, and must agree.
 
@@ -94,6 +95,7 @@ def inspect_input(
         filetype: ``parquet``, ``jsonl`` or ``delta``.
         extensions: endings of files to take.
         columns: columns whose type must agree in all files; all when None.
+        remote_footers: look at files elsewhere than on a local disk, too.
 
     Raises:
         FileNotFoundError: no such path, or no files.
@@ -106,7 +108,7 @@ def inspect_input(
     if found.kind == "delta":
         return JobInput(found, [], None, found.names)
     files = list_files(list(found.names), filetype=filetype, extensions=extensions)
-    if filetype != "parquet" or not is_local(files[0].path):
+    if filetype != "parquet" or not (remote_footers or is_local(files[0].path)):
         return JobInput(found, files, None, found.names)
     footers = parquet_footers(files)
     check_schemas(files, footers, columns=columns)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from spark_dedup.datasets import list_files
 from spark_dedup.errors import InputError
 from spark_dedup.footers import parquet_footers
-from spark_dedup.paths import is_local, move, spark_path
+from spark_dedup.paths import filesystem, is_local, move, spark_path
 from spark_dedup.removal.vectors import NAMES_TO_MAP, nested_names
 
 if TYPE_CHECKING:
@@ -26,6 +26,12 @@ __all__ = [
 
 _ENDINGS = {"jsonl": ".json", "parquet": ".parquet"}
 """How Spark ends the files it writes."""
+_JSON = {
+    "ignoreNullFields": "false",
+    # As Spark writes them, but with the microseconds that it cuts off.
+    "timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX",
+    "timestampNTZFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSS",
+}
 _MAPPING = {"delta.columnMapping.mode": "name"}
 
 
@@ -35,7 +41,7 @@ def save(
     """Add documents to a folder as ``parquet``, ``jsonl`` or ``delta``."""
     options: dict[str, Any] = {}
     if filetype == "jsonl":
-        options["ignoreNullFields"] = "false"
+        options |= _JSON
     elif filetype == "delta":
         options |= _mapping(df)
     writer = df.write.mode("append").options(**{**options, **(output_kwargs or {})})
@@ -61,12 +67,12 @@ def name_files(folder: str, *, filetype: str, extension: str | None = None) -> N
     written = _ENDINGS.get(filetype)
     if wanted is None or written is None:
         return
-    for file in list_files(
-        folder, filetype=filetype, extensions=[written, f"{written}.gz", written + ".bz2"]
-    ):
-        before, name = file.path.rsplit("/", 1)
-        head, tail = name.rsplit(written, 1)
-        move(file.path, f"{before}/{head}.{wanted.lstrip('.')}{tail}")
+    fs, inner = filesystem(folder)
+    for path in fs.ls(inner, detail=False):
+        name = path.rsplit("/", 1)[-1]
+        head, ending, codec = name.rpartition(written)
+        if ending and not name.startswith(("_", ".")):
+            move(f"{folder}/{name}", f"{folder}/{head}.{wanted.lstrip('.')}{codec}")
 
 
 def check_balance(read: int, removed: int, written: int) -> None:

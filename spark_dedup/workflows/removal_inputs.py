@@ -208,7 +208,9 @@ def _check_target(
         if job.id_generator_path is not None:
             inputs.append(str(job.id_generator_path))
         check_output(job.output_path, inputs=inputs, mode="overwrite")
-    elif table_name(job) in (*found.source.names, *listed.source.names):
+    elif _full_name(spark, table_name(job)) in {
+        _full_name(spark, each.source.names[0]) for each in (found, listed) if each.source.kind == "table"
+    }:
         raise InputError(f"output {table_name(job)} is an input as well: choose another name")
     if job.output_filetype == "view":
         check_view_name(spark, table_name(job))
@@ -223,6 +225,13 @@ def _check_target(
         check_flat(listed.files, listed.source)
     if job.input_task_limit is not None and found.source.kind != "files":
         raise InputError(f"input_task_limit counts files, and {found.source} is a table: filter a view of it")
+
+
+def _full_name(spark: SparkSession, name: str) -> tuple[str, ...]:
+    """Return catalog, schema and name of a table in lower case, as no catalog tells names by their case."""
+    parts = split_name(name)
+    current = (spark.catalog.currentCatalog(), spark.catalog.currentDatabase())
+    return tuple(part.lower() for part in (*current[: 3 - len(parts)], *parts))
 
 
 def _check_columns(

@@ -46,7 +46,7 @@ def write(job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: Remova
     overwrite = job.output_mode == "overwrite"
     if job.output_filetype == "view":
         with job_progress(spark, "creating the view"):
-            counts = _count(job, spark, found, found.df, listed)
+            counts = _count(job, found, found.df, listed, _is_long(listed))
             query = view_query(
                 found.source,
                 found.listed,
@@ -58,7 +58,7 @@ def write(job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: Remova
             return counts
     if names_table(job):
         docs = documents_of(job, spark, found, _limited(job, found))
-        counts = _count(job, spark, found, docs, listed)
+        counts = _count(job, found, docs, listed, _is_long(listed))
         with job_progress(spark, f"writing {table_name(job)}"):
             kept = _shown(job, remove_duplicates(docs, listed, **fields_of(job)))
             write_table(
@@ -89,14 +89,15 @@ def _write_aside(
         with job_progress(spark, "hiding duplicates in a clone"):
             if found.source.kind == "files":
                 return _clone_files(job, spark, found, listed, aside)
-            counts = _count(job, spark, found, found.df, listed)
+            counts = _count(job, found, found.df, listed, _is_long(listed))
             clone_without(spark, found.source, listed, aside, **fields_of(job))
             return counts
     docs = documents_of(job, spark, found, _limited(job, found))
     with job_progress(spark, "counting listed documents"):
-        if found.source.kind == "files" and not is_grouped(job) and listed.count() > passes.IDS_PER_PASS:
+        is_long = _is_long(listed)
+        if is_long and found.source.kind == "files" and not is_grouped(job):
             return _write_passes(job, spark, found, docs, listed, aside)
-        counts = _count(job, spark, found, docs, listed)
+        counts = _count(job, found, docs, listed, is_long)
     with job_progress(spark, "writing the documents that remain"):
         _save(job, remove_duplicates(docs, listed, **fields_of(job)), aside)
     return counts
@@ -122,17 +123,21 @@ def _limited(job: TextDuplicatesRemovalWorkflow, found: RemovalInput) -> list[Fi
     return None if job.input_task_limit is None else found.files[: job.input_task_limit]
 
 
+def _is_long(listed: DataFrame) -> bool:
+    return listed.count() > passes.IDS_PER_PASS
+
+
 def _count(
     job: TextDuplicatesRemovalWorkflow,
-    spark: SparkSession,
     found: RemovalInput,
     docs: DataFrame,
     listed: DataFrame,
+    is_long: bool,
 ) -> tuple[int, int]:
     """Return rows read and rows removed; the former from footers where they tell."""
     if found.num_rows is None or job.input_task_limit is not None:
-        return count_documents(docs, listed, **fields_of(job))
-    return found.num_rows, count_listed(docs, listed, **fields_of(job))
+        return count_documents(docs, listed, **fields_of(job), is_long=is_long)
+    return found.num_rows, count_listed(docs, listed, **fields_of(job), is_long=is_long)
 
 
 def _write_passes(

@@ -212,6 +212,18 @@ def test_truncated_file_and_other_schema(spark, tmp_path):
     assert ids.next_id == 0
 
 
+def test_new_files_without_a_column_of_the_known_ones(spark, tmp_path):
+    write_parquet(tmp_path / "docs" / "a.parquet", 4)
+    ids = IdRegistry.open(spark, tmp_path / "registry")
+    read_documents(spark, tmp_path / "docs", registry=ids)
+    for name in ("b", "c"):  # alike among themselves
+        pq.write_table(pa.table({"place": [7, 8]}), tmp_path / "docs" / f"{name}.parquet")
+    with pytest.raises(InputError, match=r"b\.parquet has another schema: it has no column 'text'"):
+        read_documents(spark, tmp_path / "docs", registry=ids, columns=["text"])
+    assert ids.next_id == 4
+    assert read_documents(spark, tmp_path / "docs", registry=ids, columns=["place"]).count() == 8
+
+
 def test_unknown_file_when_nothing_may_be_registered(spark, tmp_path):
     write_parquet(tmp_path / "docs" / "a.parquet", 4)
     with pytest.raises(KeyError, match=r"does not know 1 of 1 .*a\.parquet"):

@@ -19,6 +19,8 @@ def test_rows_not_listed_stay_in_order(spark):
     assert kept.columns == ["the id", "t"]
     assert count_documents(df, listed, **FIELDS) == (10, 2)
     assert count_listed(df, listed, **FIELDS) == 2
+    assert count_documents(df, listed, **FIELDS, is_long=True) == (10, 2)
+    assert count_listed(df, listed, **FIELDS, is_long=True) == 2
 
 
 def test_duplicates_found_in_the_same_frame(spark):

@@ -1,6 +1,7 @@
 """A table of deletion vectors written here, read by Delta: whatever the files are called and hold."""
 
 import datetime
+import json
 import os
 
 import pyarrow as pa
@@ -55,6 +56,28 @@ def test_many_rows_and_files(spark, tmp_path):
     history = spark.sql(f"DESCRIBE HISTORY {table}").collect()
     assert (history[-1]["operation"], history[-1]["operationParameters"]["isShallow"]) == ("CLONE", "true")
     assert sum(pq.read_metadata(f).num_rows for f in (tmp_path / "in").rglob("*.parquet")) == 270_016
+
+
+def test_a_file_of_vectors_that_is_full_is_followed_by_another(spark, tmp_path, monkeypatch):
+    monkeypatch.setattr("spark_dedup.removal.vectors._FILE_BYTES", 100)
+    (tmp_path / "in").mkdir()
+    for number in range(5):
+        pq.write_table(
+            pa.table({"id": range(10 * number, 10 * number + 10)}), tmp_path / "in" / f"{number}.parquet"
+        )
+    hidden = [0, 5, 11, 23, 24, 38, 49]
+    done, df = clone(spark, tmp_path / "in", tmp_path / "clone", hidden, id_field="id")
+    assert done["num_duplicates_removed"] == 7
+    assert sorted(row.id for row in df.collect()) == sorted(set(range(50)) - set(hidden))
+    log = (tmp_path / "clone" / "_delta_log" / f"{0:020d}.json").read_text().splitlines()
+    adds = [json.loads(line)["add"] for line in log if line.startswith('{"add"')]
+    offsets = {}
+    for add in adds:
+        offsets.setdefault(add["deletionVector"]["pathOrInlineDv"], []).append(
+            add["deletionVector"]["offset"]
+        )
+    assert len(offsets) == len(list((tmp_path / "clone").glob("deletion_vector_*.bin"))) > 1
+    assert all(min(found) == 1 and max(found) < 100 for found in offsets.values())
 
 
 def test_partitions_names_and_types(spark, tmp_path):

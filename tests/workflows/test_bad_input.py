@@ -112,6 +112,24 @@ def test_exact_refuses(spark, tmp_path, case):
     assert sorted(os.listdir(tmp_path)) == before
 
 
+@pytest.mark.parametrize("case", ["text", "other"])
+def test_files_that_differ_are_found_before_work(spark, tmp_path, case, monkeypatch):
+    """A remote file without texts would lose its rows as copies of ""; removal writes the other columns, too."""
+    lacks = {"text": "text", "other": "name"}[case]
+    whole = GOOD.append_column("name", pa.array(["x", "y", "z"]))
+    other = whole.set_column(0, "id", pa.array([4, 5, 6])).drop_columns([lacks])
+    parquet(tmp_path / "in", whole, other)
+    if case == "text":
+        monkeypatch.setattr("spark_dedup.workflows.inputs.is_local", lambda path: False)
+    job = {
+        "text": {"assign_id": False, "id_field": "id"},
+        "other": {"perform_removal": True},
+    }[case]
+    with pytest.raises(InputError, match=rf"1\.parquet has another schema: column '{lacks}' is absent"):
+        ExactDeduplicationWorkflow(input_path=tmp_path / "in", output_path=tmp_path / "out", **job).run(spark)
+    assert os.listdir(tmp_path) == ["in"]
+
+
 @pytest.mark.parametrize("assign", [True, False])
 def test_malformed_lines_are_named(spark, tmp_path, assign):
     (tmp_path / "in").mkdir()

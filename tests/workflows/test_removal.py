@@ -198,6 +198,23 @@ def test_jsonl(spark, given, tmp_path):
         again.run(spark)
 
 
+@pytest.mark.parametrize("codec", ["lz4", "deflate"])
+def test_compressed_jsonl_keeps_microseconds(spark, tmp_path, codec):
+    at = datetime.datetime(2026, 1, 2, 3, 4, 5, 123456)
+    zoned = pa.array([at] * 2, pa.timestamp("us", "UTC"))
+    plain = pa.array([at.replace(microsecond=7)] * 2, pa.timestamp("us"))
+    pq.write_table(pa.table({"id": [1, 2], "zoned": zoned, "plain": plain}), tmp_path / "in.parquet")
+    pq.write_table(pa.table({"id": [2]}), tmp_path / "ids.parquet")
+    made = {"output_filetype": "jsonl", "output_kwargs": {"compression": codec}}
+    sources = {"input_path": tmp_path / "in.parquet", "ids_to_remove_path": tmp_path / "ids.parquet"}
+    job(tmp_path, tmp_path / "out", **sources, **made).run(spark)
+    files = [name for name in os.listdir(tmp_path / "out") if not name.startswith((".", "_"))]
+    assert [name.partition("c000")[2] for name in files] == [f".jsonl.{codec}"]
+    (row,) = [json.loads(row.value) for row in spark.read.text(str(tmp_path / "out")).collect()]
+    assert datetime.datetime.fromisoformat(row["zoned"]) == at.replace(tzinfo=datetime.UTC)
+    assert row["plain"] == "2026-01-02T03:04:05.000007"
+
+
 def test_delta_view_and_clone(spark, given, tmp_path):
     result = job(given, tmp_path / "delta", output_filetype="delta").run(spark)
     assert result["num_documents_written"] == 34
@@ -228,6 +245,12 @@ def test_delta_view_and_clone(spark, given, tmp_path):
         }
         with pytest.raises(InputError, match="is an input as well"):
             job(given, **{"out": None, **same, "output_filetype": "delta"}).run(spark)
+        spark.sql("USE removal_tests")
+        for source, target in (("`docs`", "removal_tests.DOCS"), ("removal_tests.docs", "`docs`")):
+            same |= {"input_path": source, "output_path": target, "output_filetype": "delta"}
+            with pytest.raises(InputError, match="is an input as well"):
+                job(given, **{"out": None, **same}).run(spark)
+        spark.sql("USE default")
         narrow = job(
             given,
             "removal_tests.docs",
@@ -238,6 +261,7 @@ def test_delta_view_and_clone(spark, given, tmp_path):
         narrow.run(spark)
         assert spark.table("removal_tests.docs").columns == ["id"]
     finally:
+        spark.sql("USE default")
         spark.sql("DROP SCHEMA removal_tests CASCADE")
 
     before = hashes(given)
@@ -272,6 +296,29 @@ def test_passes_give_the_same_and_stay_small(spark, given, tmp_path, monkeypatch
     langs = [("de", "en", "fr", "it")[row["id"] // 10] for row in kept()]
     assert in_order(table) == [{**row, "lang": lang} for row, lang in zip(kept(), langs, strict=True)]
     assert sorted(os.listdir(tmp_path)) == ["in", "out"]
+
+
+@pytest.mark.parametrize(("limit", "broadcasts"), [(2, 0), (100, 1)])
+def test_a_long_list_is_not_broadcast_to_be_counted(spark, given, tmp_path, monkeypatch, limit, broadcasts):
+    monkeypatch.setattr(passes, "IDS_PER_PASS", limit)
+    plans = []
+    real = removal_writing.count_documents
+
+    def count_documents(df, listed, **options):
+        with monkeypatch.context() as patch:
+            first = type(df).first
+            patch.setattr(type(df), "first", lambda self: (plans.append(plan_of(self)), first(self))[1])
+            return real(df, listed, **options)
+
+    monkeypatch.setattr(removal_writing, "count_documents", count_documents)
+    spark.read.parquet(str(given / "in")).write.format("delta").save(str(tmp_path / "docs"))
+    done = job(given, tmp_path / "out", input_path=tmp_path / "docs").run(spark)
+    assert (done["num_documents"], done["num_duplicates_removed"]) == (40, 6)
+    assert [plan.count("BroadcastExchange") for plan in plans] == [broadcasts]
+
+
+def plan_of(df):
+    return df._jdf.queryExecution().executedPlan().toString()
 
 
 def jsonl_with_ids(folder):
