@@ -28,7 +28,7 @@ from spark_dedup.ids.generator import read_state, write_state
 from spark_dedup.ids.rows import ORIGIN, Entry, origin_rows, state_rows
 from spark_dedup.ids.turns import turn
 from spark_dedup.paths import exists, is_local, normalise_path
-from spark_dedup.session import is_connect
+from spark_dedup.session import conf_of, is_connect
 from spark_dedup.tables import quote
 
 if TYPE_CHECKING:
@@ -298,5 +298,5 @@ def _delta_rs_reaches(spark: SparkSession | None, given: str, path: str) -> bool
         return True
     if spark is None:
         return True
-    default = spark.conf.get("spark.hadoop.fs.defaultFS", "file:///") or "file:///"
+    default = conf_of(spark, "spark.hadoop.fs.defaultFS", "file:///")
     return default.startswith("file:") and not {"HADOOP_CONF_DIR", "YARN_CONF_DIR"} & os.environ.keys()
