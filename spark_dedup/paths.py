@@ -15,7 +15,17 @@ from spark_dedup.errors import InputError
 if TYPE_CHECKING:
     import fsspec
 
-__all__ = ["Location", "delete", "exists", "filesystem", "is_local", "move", "normalise_path", "spark_path"]
+__all__ = [
+    "Location",
+    "delete",
+    "exists",
+    "filesystem",
+    "is_local",
+    "move",
+    "normalise_path",
+    "on_databricks",
+    "spark_path",
+]
 
 Location = str | PathLike[str]
 
@@ -23,6 +33,11 @@ Location = str | PathLike[str]
 def is_local(path: str) -> bool:
     """Return whether a path lies on this machine's file system."""
     return urlsplit(path).scheme in ("", "file") or bool(re.match(r"^[A-Za-z]:[\\/]", path))
+
+
+def on_databricks() -> bool:
+    """Return whether this process runs on Databricks."""
+    return "DATABRICKS_RUNTIME_VERSION" in os.environ
 
 
 def normalise_path(path: Location) -> str:

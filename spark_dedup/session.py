@@ -18,6 +18,7 @@ from spark_dedup import runtime
 from spark_dedup.class_archive import archive_options
 from spark_dedup.errors import InputError
 from spark_dedup.java import java_options, joined, process_options
+from spark_dedup.paths import on_databricks
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -27,6 +28,7 @@ __all__ = [
     "active_or_build",
     "barrier_slots",
     "build_session",
+    "conf_of",
     "describe_device",
     "is_connect",
     "job_progress",
@@ -213,15 +215,25 @@ def is_connect(spark: SparkSession) -> bool:
     return type(spark).__module__.startswith("pyspark.sql.connect")
 
 
+def conf_of(spark: SparkSession, key: str, default: str = "") -> str:
+    """Return a setting of a session, or the default where it is unset or, as on serverless, not told."""
+    try:
+        return spark.conf.get(key, None) or default
+    except Exception:  # its class differs between classic and Connect
+        return default
+
+
 def require_delta(spark: SparkSession) -> None:
     """Check that the session can read and write Delta.
 
     Raises:
         InputError: with the settings to add.
     """
-    extensions = spark.conf.get("spark.sql.extensions", "") or ""
-    catalog = spark.conf.get("spark.sql.catalog.spark_catalog", "") or ""
-    if ("DeltaSparkSessionExtension" in extensions and "DeltaCatalog" in catalog) or _on_databricks():
+    if on_databricks():
+        return
+    extensions = conf_of(spark, "spark.sql.extensions")
+    catalog = conf_of(spark, "spark.sql.catalog.spark_catalog")
+    if "DeltaSparkSessionExtension" in extensions and "DeltaCatalog" in catalog:
         return
     import pyspark
 
@@ -231,10 +243,6 @@ def require_delta(spark: SparkSession) -> None:
         f"this Spark session has no Delta: start it with --packages {coordinate} {wanted}, "
         "or use spark_dedup.build_session()"
     )
-
-
-def _on_databricks() -> bool:
-    return "DATABRICKS_RUNTIME_VERSION" in os.environ
 
 
 def task_slots(spark: SparkSession) -> int:
@@ -252,14 +260,14 @@ def barrier_slots(spark: SparkSession) -> int:
 
     Its tasks start together or not at all, so the default parallelism, which users set freely, is no answer.
     """
-    if (spark.conf.get("spark.dynamicAllocation.enabled", "false") or "").lower() == "true":
+    if conf_of(spark, "spark.dynamicAllocation.enabled").lower() == "true":
         return 0
     if not is_connect(spark):
         context = spark.sparkContext._jsc.sc()
         profile = context.resourceProfileManager().defaultResourceProfile()
         return max(1, int(context.maxNumConcurrentTasks(profile)))
     slots = task_slots(spark)
-    local = re.fullmatch(r"local(?:\[(\d+)(?:,\d+)?\])?", spark.conf.get("spark.master", "") or "")
+    local = re.fullmatch(r"local(?:\[(\d+)(?:,\d+)?\])?", conf_of(spark, "spark.master"))
     return min(slots, int(local[1] or 1)) if local else slots
 
 

@@ -12,6 +12,8 @@ from spark_dedup.datasets import Source, find_source, list_files
 from spark_dedup.errors import InputError, first_line
 from spark_dedup.ledger import DONE, Ledger, describe_input
 from spark_dedup.names import literal, path_relation, quote_name, split_name
+from spark_dedup.paths import on_databricks
+from spark_dedup.session import conf_of
 from spark_dedup.sql_ids import id_ranges_query, numbered_query, registry_relation, source_paths
 from spark_dedup.tables import ID, quote
 
@@ -86,7 +88,8 @@ def create_views(
                 spark.sql(f"DROP VIEW IF EXISTS {names[new]}")
             raise InputError(f"could not create the view {name}: {first_line(error)}") from error
         made.append(kind)
-    if len(parts) < 3 and spark.conf.get("spark.sql.catalogImplementation", "in-memory") == "in-memory":
+    catalog = conf_of(spark, "spark.sql.catalogImplementation", "in-memory")
+    if len(parts) < 3 and catalog == "in-memory" and not on_databricks():
         logger.warning("the views end with this session: its catalog is in memory, no metastore keeps them")
     return list(names.values())
 

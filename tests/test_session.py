@@ -2,7 +2,8 @@ import pytest
 
 from spark_dedup import java, runtime, session
 from spark_dedup.errors import InputError
-from spark_dedup.session import build_session, resolve_device, task_slots
+from spark_dedup.ids.splits import on_gpu
+from spark_dedup.session import build_session, conf_of, require_delta, resolve_device, task_slots
 
 
 def test_delta_round_trip(spark, tmp_path):
@@ -22,6 +23,27 @@ def test_gpu_without_gpu_fails_before_the_jvm(monkeypatch):
 def test_unknown_device():
     with pytest.raises(InputError, match="auto, cpu, gpu"):
         resolve_device("tpu")
+
+
+class Untold:
+    """A session whose conf tells nothing, as that of Databricks' serverless compute."""
+
+    class conf:  # noqa: N801
+        @staticmethod
+        def get(key, default=None):
+            raise RuntimeError(f"[CONFIG_NOT_AVAILABLE] Configuration {key} is not available.")
+
+
+def test_a_setting_that_a_session_does_not_tell_is_its_default(spark, monkeypatch):
+    assert conf_of(Untold(), "spark.plugins") == ""
+    assert conf_of(Untold(), "spark.plugins", "none") == "none"
+    assert conf_of(spark, "spark.sql.shuffle.partitions") == "4"
+    assert conf_of(spark, "spark.no.such.setting", "none") == "none"
+    assert not on_gpu(Untold())
+    with pytest.raises(InputError, match="no Delta"):
+        require_delta(Untold())
+    monkeypatch.setenv("DATABRICKS_RUNTIME_VERSION", "client.4.1")
+    require_delta(Untold())
 
 
 def test_task_slots(spark):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import threading
@@ -12,28 +13,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from spark_dedup.datasets import is_table_name
-from spark_dedup.errors import InputError
+from spark_dedup.errors import InputError, first_line
 from spark_dedup.ids.batches import (
     Batch,
     BatchIds,
     Files,
     as_batches,
     as_count,
+    hash_files,
     named_few,
     stale_error,
 )
 from spark_dedup.ids.generator import read_state, write_state
 from spark_dedup.ids.rows import ORIGIN, Entry, origin_rows, state_rows
 from spark_dedup.ids.turns import turn
-from spark_dedup.paths import is_local, normalise_path
-from spark_dedup.session import is_connect
+from spark_dedup.paths import exists, is_local, normalise_path
+from spark_dedup.session import conf_of, is_connect
 from spark_dedup.tables import quote
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import DataFrame, SparkSession
 
-__all__ = ["IdRegistry"]
+__all__ = ["IdRegistry", "changes", "others_registered"]
+
+logger = logging.getLogger(__name__)
 
 PATIENCE_S = 600.0
 MOUNTS = ("/Volumes/", "/dbfs/", "/Workspace/")
@@ -241,6 +245,18 @@ def changes(batch: Batch, entry: Entry) -> str | None:
     return f"{batch.name} ({'; '.join(told)})" if told else None
 
 
+def others_registered(spark: SparkSession, location: str, files: Iterable[str]) -> bool:
+    """Return whether the registry in a folder knows other batches than these files; True where it cannot tell."""
+    if not exists(f"{location}/_delta_log"):
+        return False
+    own = {hash_files([file]) for file in files}
+    try:
+        return not IdRegistry.open(spark, location)._state()[1].keys() <= own
+    except Exception as error:  # of the failing job's session, too
+        logger.warning("the id registry %s stays, as it cannot be read now: %s", location, first_line(error))
+        return True
+
+
 def _raise_if_stale(pairs: Iterable[tuple[Batch, Entry]]) -> None:
     stale = [change for batch, entry in pairs if (change := changes(batch, entry))]
     if stale:
@@ -282,5 +298,5 @@ def _delta_rs_reaches(spark: SparkSession | None, given: str, path: str) -> bool
         return True
     if spark is None:
         return True
-    default = spark.conf.get("spark.hadoop.fs.defaultFS", "file:///") or "file:///"
+    default = conf_of(spark, "spark.hadoop.fs.defaultFS", "file:///")
     return default.startswith("file:") and not {"HADOOP_CONF_DIR", "YARN_CONF_DIR"} & os.environ.keys()

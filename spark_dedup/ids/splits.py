@@ -25,6 +25,7 @@ from spark_dedup.ids.batches import named_few, stale_error
 from spark_dedup.ids.files import FileRange, path_of
 from spark_dedup.ids.rows import as_frame
 from spark_dedup.paths import filesystem, spark_path
+from spark_dedup.session import conf_of
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
@@ -120,9 +121,9 @@ def rows_by_url(splits: Sequence[Split]) -> dict[str, int]:
 
 def on_gpu(spark: SparkSession) -> bool:
     """Return whether RAPIDS plans the queries of a session, be it only to explain them."""
-    plugins = spark.conf.get("spark.plugins", "") or ""
-    enabled = spark.conf.get("spark.rapids.sql.enabled", "true") or "true"
-    return "com.nvidia.spark.SQLPlugin" in plugins and enabled.lower() == "true"
+    if "com.nvidia.spark.SQLPlugin" not in conf_of(spark, "spark.plugins"):
+        return False
+    return conf_of(spark, "spark.rapids.sql.enabled", "true").lower() == "true"
 
 
 def small_table(spark: SparkSession, rows: pa.Table, near: str | None) -> DataFrame:

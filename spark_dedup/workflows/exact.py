@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from spark_dedup.datasets import Named
 from spark_dedup.errors import InputError
 from spark_dedup.exact import Keep, keep_order
+from spark_dedup.ids.registry import others_registered
 from spark_dedup.limits import SafetyStopError, check_limits, over_a_limit
 from spark_dedup.outputs import exclusive
 from spark_dedup.paths import Location, normalise_path
@@ -165,7 +166,14 @@ class ExactDeduplicationWorkflow:
             held.enter_context(settings(session, running_settings(self), reason="ExactDeduplicationWorkflow"))
             digest = fingerprint(self._identity(session), found.files)
             steps = held.enter_context(
-                steps_of(output, digest, owned=OWNED, beside=["id_registry"], mode=self.output_mode)
+                steps_of(
+                    output,
+                    digest,
+                    owned=OWNED,
+                    beside=["id_registry"],
+                    mode=self.output_mode,
+                    shared=lambda path: others_registered(session, path, [file.path for file in found.files]),
+                )
             )
             identified = steps.result("identify")
             if identified is None:

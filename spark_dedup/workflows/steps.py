@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from spark_dedup.datasets import FileInfo
@@ -51,7 +51,13 @@ def refuse_finished(output: Location, *, owned: Sequence[str], mode: str) -> Non
 
 @contextlib.contextmanager
 def steps_of(
-    output: Location, digest: str, *, owned: Sequence[str], beside: Sequence[str] = (), mode: str = "error"
+    output: Location,
+    digest: str,
+    *,
+    owned: Sequence[str],
+    beside: Sequence[str] = (),
+    mode: str = "error",
+    shared: Callable[[str], bool] | None = None,
 ) -> Iterator[Steps]:
     """Yield the record of a job's steps; a job that fails before its first step ends leaves things as they were.
 
@@ -63,6 +69,7 @@ def steps_of(
         owned: folders and files below ``output`` that the job writes.
         beside: others that it makes when missing, and never replaces.
         mode: ``"error"`` or ``"overwrite"``.
+        shared: tells of the path of one of ``beside`` whether another job uses it by now; then it stays.
 
     Raises:
         FileExistsError: as ``refuse_finished``.
@@ -71,7 +78,7 @@ def steps_of(
     try:
         yield steps
     except Exception:
-        steps.withdraw()
+        steps.withdraw(shared)
         raise
 
 
@@ -110,7 +117,8 @@ class Steps:
         self._digest, self._owned, self._clear = digest, owned, clear
         self._path = f"{self.output}/{_FILE}"
         self._fresh = not exists(self.output)
-        self._new = [name for name in (*owned, *beside) if not exists(f"{self.output}/{name}")]
+        self._new = [name for name in owned if not exists(f"{self.output}/{name}")]
+        self._made_beside = [name for name in beside if not exists(f"{self.output}/{name}")]
         self._before = _read(self._path)
         self._done: dict[str, dict[str, Any]] = {}
         self._wrote: list[str] = []
@@ -152,15 +160,17 @@ class Steps:
                 delete(f"{self.output}/{name}")
         self._write(finished=True)
 
-    def withdraw(self) -> None:
-        """Put things back as they were, when no step has ended yet."""
+    def withdraw(self, shared: Callable[[str], bool] | None = None) -> None:
+        """Put things back as they were, when no step has ended yet, but for what ``shared`` says others use."""
         if self._done:
             return
-        if self._fresh:
+        beside = [f"{self.output}/{name}" for name in self._made_beside]
+        alone = [path for path in beside if not (shared and exists(path) and shared(path))]
+        if self._fresh and alone == beside:
             delete(self.output)
             return
-        for name in self._new:
-            delete(f"{self.output}/{name}")
+        for path in (*(f"{self.output}/{name}" for name in self._new), *alone):
+            delete(path)
         if self._before is None:
             delete(self._path)
         else:

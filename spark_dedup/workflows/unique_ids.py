@@ -9,6 +9,7 @@ from spark_dedup.datasets import FileInfo
 from spark_dedup.errors import InputError
 from spark_dedup.footers import alike_columns, parquet_footers
 from spark_dedup.paths import is_local
+from spark_dedup.session import conf_of
 from spark_dedup.tables import col
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def check_unique_ids(
         )
     if not total or (integer and more[2]):
         return int(total)
-    plugin = "SQLPlugin" in (spark.conf.get("spark.plugins", "") or "")  # bitmaps would leave the GPU
+    plugin = "SQLPlugin" in conf_of(spark, "spark.plugins")  # bitmaps would leave the GPU
     if integer and not plugin and more[1] - more[0] < 64 * total:
         buckets = ids.select(
             F.expr("bitmap_bucket_number(id)").alias("bucket"),

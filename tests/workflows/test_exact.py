@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from spark_dedup import CURATOR_DEDUP_ID_STR as ID
-from spark_dedup import ExactDeduplicationWorkflow, IdGenerator
+from spark_dedup import ExactDeduplicationWorkflow, IdGenerator, IdRegistry
 from spark_dedup.errors import InputError
+from spark_dedup.workflows import exact_matching
 from spark_dedup.workflows.steps import Steps
 
 TEXTS = ["a", "b", None, "a", "", "c", "ä\u0000", "a", "b", "ä\u0000", "A", "a "]
@@ -359,6 +360,27 @@ def test_a_job_killed_while_it_closes_is_finished_or_goes_on(spark, tmp_path, mo
     assert not (out / ".ledger_rows").exists()
     with pytest.raises(FileExistsError, match="finished run"):
         run()
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_a_failed_job_leaves_a_registry_that_another_uses(spark, tmp_path, monkeypatch, used):
+    """Else the other's ids would be given out again."""
+    source, out = write(tmp_path / "in", TEXTS, parts=2), tmp_path / "out"
+
+    def fails(*_, **__):
+        if used:
+            registry = IdRegistry.open(spark, out / "id_registry")
+            assert registry.register_batch("/data/other.parquet", 5) == len(TEXTS)
+        raise OSError("disk full")
+
+    monkeypatch.setattr(exact_matching, "write_ids", fails)
+    with pytest.raises(OSError, match="disk full"):
+        ExactDeduplicationWorkflow(input_path=source, output_path=out).run(spark)
+    assert out.exists() == used
+    monkeypatch.undo()
+    ExactDeduplicationWorkflow(input_path=source, output_path=out).run(spark)
+    assert listed(out) == REMOVED
+    assert IdRegistry.open(spark, out / "id_registry").next_id == len(TEXTS) + 5 * used
 
 
 def test_real_counts(spark, shared_data, tmp_path):

@@ -88,6 +88,27 @@ def test_failing_before_the_first_step_leaves_things_as_they_were(tmp_path):
     assert os.listdir(there) == []
 
 
+@pytest.mark.parametrize("fresh", [True, False])
+def test_what_others_use_by_now_stays(tmp_path, fresh):
+    out = tmp_path / "out"
+    if not fresh:
+        out.mkdir()
+    asked = []
+
+    def shared(path):
+        asked.append(path)
+        return path.endswith("/used")
+
+    with (  # noqa: PT012
+        pytest.raises(ValueError, match="bad"),
+        steps_of(out, "d", owned=OWNED, beside=["used", "unused", "absent"], shared=shared),
+    ):
+        make(out, "ids", "used", "unused")
+        raise ValueError("bad")
+    assert os.listdir(out) == ["used"]
+    assert asked == [f"{out}/used", f"{out}/unused"]
+
+
 def test_a_failed_overwrite_keeps_the_finished_output(tmp_path):
     with steps_of(tmp_path, "d", owned=OWNED) as steps:
         make(tmp_path, "ids", "list.json")
