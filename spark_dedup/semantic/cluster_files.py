@@ -23,6 +23,7 @@ from spark_dedup.paths import delete, filesystem, is_local
 from spark_dedup.semantic.assign import CENTROID_COL
 from spark_dedup.semantic.cluster_reading import files_below
 from spark_dedup.semantic.embeddings import as_lists, named_errors
+from spark_dedup.session import conf_of
 from spark_dedup.workers import in_worker
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def parquet_codec(spark: SparkSession, options: Mapping[str, Any] | None) -> str
         InputError: a compression that Arrow does not write.
     """
     given = {name: value for name, value in (options or {}).items() if value is not None}
-    name = given.pop("compression", None) or spark.conf.get("spark.sql.parquet.compression.codec", "snappy")
+    name = given.pop("compression", None) or conf_of(spark, "spark.sql.parquet.compression.codec", "snappy")
     if given:
         logger.warning("clusters are written by Arrow, which knows no option %s", ", ".join(sorted(given)))
     codec = _CODECS.get(str(name).lower())

@@ -24,7 +24,7 @@ from spark_dedup.kernels.arrays import Array
 from spark_dedup.kernels.kmeans import Totals, label_sums
 from spark_dedup.semantic.lloyd import Fit
 from spark_dedup.semantic.peers import Peers
-from spark_dedup.session import barrier_slots, is_connect, resolve_device
+from spark_dedup.session import barrier_slots, conf_of, is_connect, resolve_device
 
 if TYPE_CHECKING:
     from pyspark.resource.profile import ResourceProfile
@@ -45,7 +45,7 @@ def fit_device(spark: SparkSession, device: str) -> str:
     Raises:
         InputError: ``"gpu"`` is asked for, and this local machine has no GPU or no cuML.
     """
-    master = spark.conf.get("spark.master", None) or "local"
+    master = conf_of(spark, "spark.master", "local")
     resolved = resolve_device(device, master=master)
     if resolved == "gpu" and master.startswith("local") and importlib.util.find_spec("cuml") is None:
         if device == "gpu":
@@ -63,7 +63,7 @@ def gpu_tasks(spark: SparkSession) -> tuple[int, ResourceProfile | None]:
     A cluster says how many tasks share a GPU (``spark.task.resource.gpu.amount``); a local session says
     nothing, and there the driver's own GPUs are counted. 0 where no barrier stage can run.
     """
-    share = float(spark.conf.get("spark.task.resource.gpu.amount", None) or 0)
+    share = float(conf_of(spark, "spark.task.resource.gpu.amount", "0"))
     slots = barrier_slots(spark)
     if share <= 0:
         return min(slots, max(1, _own_gpus())), None
@@ -71,7 +71,7 @@ def gpu_tasks(spark: SparkSession) -> tuple[int, ResourceProfile | None]:
     count = math.ceil(slots * share - 1e-9)
     if is_connect(spark):
         return min(slots, count), None
-    each = int(spark.conf.get("spark.executor.resource.gpu.amount", None) or 1)
+    each = int(conf_of(spark, "spark.executor.resource.gpu.amount", "1"))
     count = min(slots, max(count, each * _executors(spark)))
     if share == 1:
         return count, None

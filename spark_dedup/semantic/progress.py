@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from spark_dedup.semantic.lloyd import Iteration
 from spark_dedup.semantic.peers import STRANGER, accept, dial, listen
+from spark_dedup.session import conf_of
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -44,7 +45,7 @@ class Reporter:
 @contextlib.contextmanager
 def progress(spark: SparkSession, max_iter: int) -> Iterator[Reporter]:
     """Log every iteration that the tasks report inside the block."""
-    host = spark.conf.get("spark.driver.host", None) or "127.0.0.1"
+    host = conf_of(spark, "spark.driver.host", "127.0.0.1")
     try:
         listener = listen(host)
     except OSError:

@@ -28,7 +28,7 @@ from spark_dedup.ids.splits import count_splits, rows_by_url
 from spark_dedup.names import path_relation
 from spark_dedup.paths import is_local
 from spark_dedup.runtime import ensure_pyspark
-from spark_dedup.session import NANOS_AS_LONG, build_session
+from spark_dedup.session import NANOS_AS_LONG, build_session, conf_of
 from spark_dedup.tables import col, require_columns
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ def session_with(
     if spark is None:
         return build_session(device=device, conf=startup)
     for key, value in startup.items():
-        if spark.conf.get(key, None) != value:
+        if conf_of(spark, key) != value:
             logger.warning(
                 "%s: this session no longer takes %s=%s: give it to the session's start", reason, key, value
             )
