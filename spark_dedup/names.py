@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from spark_dedup.errors import InputError
-from spark_dedup.paths import normalise_path
+from spark_dedup.paths import normalise_path, spark_location
 from spark_dedup.tables import quote
 
 __all__ = ["literal", "path_relation", "quote_name", "split_name"]
@@ -41,7 +41,7 @@ def quote_name(parts: tuple[str, ...]) -> str:
 
 def path_relation(kind: str, path: str) -> str:
     """Return the SQL relation of a path: ``delta.`/data/docs` ``; ``kind`` is delta, parquet or json."""
-    return f"{kind}.{quote(normalise_path(path))}"
+    return f"{kind}.{quote(spark_location(normalise_path(path)))}"
 
 
 def literal(text: str) -> str:
