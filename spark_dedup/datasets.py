@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from spark_dedup.errors import InputError, first_line
-from spark_dedup.paths import Location, exists, filesystem, is_local, normalise_path, spark_path
+from spark_dedup.paths import (
+    Location,
+    exists,
+    filesystem,
+    is_local,
+    normalise_path,
+    spark_location,
+    spark_path,
+)
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, DataFrameReader, SparkSession
@@ -253,7 +261,7 @@ def read_dataset(
     if found.kind == "table":
         df = _table(spark, found.names[0])
     elif found.kind == "delta":
-        df = reader.format("delta").load(found.names[0])
+        df = reader.format("delta").load(spark_location(found.names[0]))
     else:
         df = read_files(reader.schema(schema) if schema else reader, found, filetype, extensions)
     if columns is not None:
@@ -316,7 +324,7 @@ def partition_root(files: Sequence[FileInfo], source: Source) -> str | None:
 
     Unlike a path to read, it may hold no escaped glob characters: Spark takes it as it is.
     """
-    return source.names[0] if _partitioned(files, source.names) else None
+    return spark_location(source.names[0]) if _partitioned(files, source.names) else None
 
 
 def partition_values(file: FileInfo, source: Source) -> dict[str, str | None]:

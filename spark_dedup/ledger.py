@@ -161,7 +161,7 @@ def check_ledger(spark: SparkSession, location: str | os.PathLike[str], id_kind:
     if check_layout(spark, ledger.duplicates, "duplicates"):
         check_ids(spark, ledger, id_type)
     if "/" in ledger.location:
-        check_output(ledger.location, mode="overwrite")
+        check_output(ledger.location, mode="overwrite", replaced=False)
 
 
 def write_run(

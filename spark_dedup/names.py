@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from spark_dedup.errors import InputError
-from spark_dedup.paths import normalise_path, spark_path
+from spark_dedup.paths import normalise_path, spark_location, spark_path
 from spark_dedup.tables import quote
 
 __all__ = ["literal", "path_relation", "quote_name", "split_name"]
@@ -43,7 +43,7 @@ def path_relation(kind: str, path: str) -> str:
     """Return the SQL relation of a path: ``delta.`/data/docs` ``; ``kind`` is delta, parquet or json."""
     found = normalise_path(path)
     # Only Spark's own sources take a name for a pattern.
-    return f"{kind}.{quote(found if kind == 'delta' else spark_path(found))}"
+    return f"{kind}.{quote(spark_location(found) if kind == 'delta' else spark_path(found))}"
 
 
 def literal(text: str) -> str:

@@ -24,10 +24,12 @@ __all__ = [
     "move",
     "normalise_path",
     "on_databricks",
+    "spark_location",
     "spark_path",
 ]
 
 Location = str | PathLike[str]
+_SCHEME_ONLY = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
 
 
 def is_local(path: str) -> bool:
@@ -41,7 +43,11 @@ def on_databricks() -> bool:
 
 
 def normalise_path(path: Location) -> str:
-    """Return a local path absolute and without ``file:``, ``dbfs:/`` as its mount, a remote path as it is."""
+    """Return a local path absolute and without ``file:``, ``dbfs:/`` as its mount, a remote path as it is.
+
+    Raises:
+        InputError: ``scheme:/path``, which Spark takes and no other library here does.
+    """
     text = os.fspath(path)
     if re.match(r"^file:/", text):
         text = unquote(urlsplit(text).path) if "%" in text and not os.path.exists(text[5:]) else text[5:]
@@ -50,13 +56,25 @@ def normalise_path(path: Location) -> str:
         text = "/dbfs/" + text[len("dbfs:/") :].lstrip("/")
     elif "://" in text:
         return text.rstrip("/")
+    elif _SCHEME_ONLY.match(text) and not os.path.isdir(text.split("/", 1)[0]):
+        scheme, _, rest = text.partition(":")
+        instead = f"/Volumes{rest}, or mount /dbfs" if scheme == "dbfs" else f"{scheme}://HOST{rest}"
+        raise InputError(f"{text} names no store that can be reached from here: write {instead}")
     return os.path.abspath(os.path.expanduser(text))
+
+
+def spark_location(path: str) -> str:
+    """Return a path as Spark's writers take it, and Delta: as it is, but for Databricks' mount ``/dbfs``."""
+    if on_databricks() and path.startswith("/dbfs/") and os.path.ismount("/dbfs"):
+        return f"dbfs:/{path.removeprefix('/dbfs/')}"
+    return path
 
 
 def spark_path(path: str) -> str:
     """Return a path as Spark's readers take it: glob characters escaped, so that a name stands for itself."""
-    escaped = re.sub(r"([\\*?\[\]{}])", r"\\\1", path)
-    return "file://" + escaped if is_local(path) and ":" in path else escaped
+    place = spark_location(path)
+    escaped = re.sub(r"([\\*?\[\]{}])", r"\\\1", place)
+    return "file://" + escaped if is_local(place) and ":" in place else escaped
 
 
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:

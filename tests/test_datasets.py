@@ -72,9 +72,11 @@ def test_remote_files_keep_host_and_account(named, found):
 
 
 def test_remote_files_of_a_bucket():
-    fsspec.filesystem("memory").pipe_file("/bucket/docs/a.parquet", b"12")
-    for named in ("memory://bucket/docs", "memory://bucket", "memory://bucket/docs/a.parquet"):
-        assert [file.path for file in list_files(named)] == ["memory://bucket/docs/a.parquet"]
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/listed/docs/a.parquet", b"12")
+    for named in ("memory://listed/docs", "memory://listed", "memory://listed/docs/a.parquet"):
+        assert [file.path for file in list_files(named)] == ["memory://listed/docs/a.parquet"]
+    fs.rm("/listed", recursive=True)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ import pytest
 
 from spark_dedup import outputs
 from spark_dedup.errors import InputError
+from spark_dedup.names import path_relation
 from spark_dedup.outputs import check_output, exclusive, publish, staged
-from spark_dedup.paths import exists, filesystem, normalise_path, spark_path
+from spark_dedup.paths import exists, filesystem, normalise_path, spark_location, spark_path
 
 KILLED = ".out.0123456789ab.tmp"
 
@@ -240,9 +241,10 @@ def test_an_error_at_the_last_moment_gives_the_old_output_back(tmp_path, monkeyp
 def store():
     """A store that copies and deletes where others rename: fsspec's memory, as object stores do."""
     fs = fsspec.filesystem("memory")
+    fs.store.clear()  # one for the whole process
+    fs.pseudo_dirs[:] = [""]
     yield fs
-    if fs.exists("/bucket"):
-        fs.rm("/bucket", recursive=True)
+    fs.store.clear()
 
 
 def fill(fs, folder, *names, text=b"new"):
@@ -362,3 +364,28 @@ def test_paths_are_spelled_one_way(given, path):
 def test_spark_paths_stand_for_themselves():
     assert spark_path("/data/a[1]*?{x}") == r"/data/a\[1\]\*\?\{x\}"
     assert spark_path("/data/a:b") == "file:///data/a:b"
+
+
+def test_what_databricks_mounts_is_spelled_as_spark_reads_it(monkeypatch):
+    """There ``/dbfs/x`` is a local file to Python, and to Spark a folder ``dbfs`` on the same store."""
+    assert spark_path("/dbfs/a") == spark_location("/dbfs/a") == "/dbfs/a"
+    monkeypatch.setenv("DATABRICKS_RUNTIME_VERSION", "16.4")
+    assert spark_path("/dbfs/a") == "/dbfs/a"
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == "/dbfs")
+    monkeypatch.setattr(os.path, "isdir", lambda path: path == "/dbfs")
+    assert normalise_path("dbfs:/a/[b]") == "/dbfs/a/[b]"
+    assert spark_path("/dbfs/a/[b]") == r"dbfs:/a/\[b\]"
+    assert spark_location("/dbfs/a/[b]") == "dbfs:/a/[b]"
+    assert spark_location("/dbfsx/a") == "/dbfsx/a"
+    assert path_relation("delta", "dbfs:/a/[b]") == "delta.`dbfs:/a/[b]`"
+
+
+def test_a_scheme_without_a_store_is_no_local_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for given, says in (("dbfs:/x", "write /Volumes/x"), ("hdfs:/x/y", "write hdfs://HOST/x/y")):
+        with pytest.raises(InputError, match=f"{given} names no store.*{says}"):
+            normalise_path(given)
+    for given in ("a:b/c", "ab:c", "C:/x", "x/ab:/c"):  # local names, as ever
+        assert normalise_path(given) == f"{tmp_path}/{given}"
+    (tmp_path / "ab:").mkdir()
+    assert normalise_path("ab:/c") == f"{tmp_path}/ab:/c"

@@ -27,7 +27,7 @@ from spark_dedup.ids.batches import (
 from spark_dedup.ids.generator import read_state, write_state
 from spark_dedup.ids.rows import ORIGIN, Entry, origin_rows, state_rows
 from spark_dedup.ids.turns import turn
-from spark_dedup.paths import exists, is_local, normalise_path
+from spark_dedup.paths import exists, is_local, normalise_path, spark_location
 from spark_dedup.session import conf_of, is_connect
 from spark_dedup.tables import quote
 
@@ -275,7 +275,9 @@ def _open_log(
     if storage_options is not None or _delta_rs_reaches(spark, location, path):
         return DeltaLog(path, initial=initial, storage_options=storage_options)
     folder = path if is_local(path) and not path.startswith(MOUNTS) else None
-    return SparkLog(_needed(spark), f"delta.{quote(path)}", path, initial=initial, folder=folder)
+    return SparkLog(
+        _needed(spark), f"delta.{quote(spark_location(path))}", path, initial=initial, folder=folder
+    )
 
 
 def _spelled(location: str | os.PathLike[str]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from spark_dedup.datasets import partition_root
 from spark_dedup.errors import InputError
-from spark_dedup.paths import filesystem, spark_path
+from spark_dedup.paths import filesystem, spark_location, spark_path
 from spark_dedup.session import settings
 from spark_dedup.tables import col, quote
 
@@ -147,5 +147,5 @@ def relation(source: Source, filetype: str = "parquet") -> str:
         raise InputError("SQL names one path at a time: make a view of them first, or take them one by one")
     path = source.names[0]
     if source.kind == "delta":
-        return f"delta.{quote(path)}"
+        return f"delta.{quote(spark_location(path))}"
     return f"{'json' if filetype == 'jsonl' else 'parquet'}.{quote(spark_path(path))}"

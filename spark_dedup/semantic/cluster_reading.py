@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from spark_dedup.datasets import FileInfo, read_dataset
 from spark_dedup.footers import parquet_footers
-from spark_dedup.paths import filesystem, is_local, spark_path
+from spark_dedup.paths import filesystem, is_local, spark_location, spark_path
 from spark_dedup.semantic.assign import CENTROID_COL
 from spark_dedup.semantic.embeddings import from_matrix, packed_matrix, to_matrix
 from spark_dedup.workers import in_worker
@@ -128,7 +128,7 @@ def one_cluster(spark: SparkSession, folder: str) -> DataFrame:
     fs, inner = filesystem(folder)
     names = sorted(info.rpartition("/")[2] for info in fs.ls(inner, detail=False))
     first = next(name for name in names if name.startswith(f"{CENTROID_COL}="))
-    return spark.read.option("basePath", folder).parquet(spark_path(f"{folder}/{first}"))
+    return spark.read.option("basePath", spark_location(folder)).parquet(spark_path(f"{folder}/{first}"))
 
 
 def _by_comparisons(sizes: Mapping[int, int], tasks: int) -> list[list[int]]:

@@ -76,7 +76,10 @@ def registry_of(job: ExactDeduplicationWorkflow) -> str | None:
     """Return where the id registry lies; None when the documents bring their ids."""
     if not job.assign_id:
         return None
-    return str(job.registry if job.registry is not None else f"{normalise_path(job.output_path)}/id_registry")
+    if job.registry is None:
+        return f"{normalise_path(job.output_path)}/id_registry"
+    # A name alone is a table, but a Path never is.
+    return job.registry if isinstance(job.registry, str) else normalise_path(job.registry)
 
 
 def running_settings(job: ExactDeduplicationWorkflow) -> dict[str, str]:

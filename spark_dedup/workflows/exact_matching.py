@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from spark_dedup.exact import apply_sources, duplicate_rows, keep_order, ledger_rows
-from spark_dedup.paths import delete, spark_path
+from spark_dedup.paths import delete, spark_location, spark_path
 from spark_dedup.rules import SOURCE_RANK, count_by_source, with_source_rank
 from spark_dedup.session import job_progress
 from spark_dedup.tables import col
@@ -91,7 +91,7 @@ def _keep_rows(spark: SparkSession, rows: DataFrame, output: str) -> DataFrame:
     """Write the full rows once, for the ids and the ledger both."""
     kept = f"{output}/{_LEDGER_ROWS}"
     with job_progress(spark, "grouping equal texts"):
-        rows.write.mode("overwrite").parquet(kept)
+        rows.write.mode("overwrite").parquet(spark_location(kept))
     return spark.read.parquet(spark_path(kept))
 
 

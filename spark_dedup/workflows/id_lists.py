@@ -9,7 +9,7 @@ from spark_dedup.datasets import list_files
 from spark_dedup.exact import FIRST_OF_GROUP, ids_and_groups
 from spark_dedup.footers import parquet_footers
 from spark_dedup.outputs import staged
-from spark_dedup.paths import delete, exists, move
+from spark_dedup.paths import delete, exists, move, spark_location
 from spark_dedup.tables import col
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def write_ids(
     listed = ids_and_groups(rows, id_field=name).sortWithinPartitions(FIRST_OF_GROUP, col(name))
     with staged(folder, mode="overwrite") as aside:
         writer = listed.write.options(**(write_kwargs or {})).partitionBy(FIRST_OF_GROUP)
-        writer.parquet(f"{aside}/split")
+        writer.parquet(spark_location(f"{aside}/split"))
         counts = {}
         for first in ("true", "false"):
             part = f"{aside}/split/{FIRST_OF_GROUP}={first}"
@@ -46,7 +46,7 @@ def write_ids(
         delete(f"{aside}/split")
         if not any(counts.values()):
             empty = ids.sparkSession.createDataFrame([], ids.schema).coalesce(1)
-            empty.write.mode("overwrite").parquet(aside)
+            empty.write.mode("overwrite").parquet(spark_location(aside))
     return sum(counts.values()), counts["true"]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from spark_dedup.datasets import list_files
 from spark_dedup.errors import InputError
 from spark_dedup.footers import parquet_footers
-from spark_dedup.paths import filesystem, is_local, move, spark_path
+from spark_dedup.paths import filesystem, is_local, move, spark_location, spark_path
 from spark_dedup.removal.vectors import NAMES_TO_MAP, nested_names
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def save(
     elif filetype == "delta":
         options |= _mapping(df)
     writer = df.write.mode("append").options(**{**options, **(output_kwargs or {})})
-    writer.format("json" if filetype == "jsonl" else filetype).save(folder)
+    writer.format("json" if filetype == "jsonl" else filetype).save(spark_location(folder))
 
 
 def _mapping(df: DataFrame) -> dict[str, str]:
@@ -58,7 +58,11 @@ def count_written(spark: SparkSession, folder: str, *, filetype: str) -> int:
         return sum(footer.num_rows for footer in parquet_footers(list_files(folder)))
     if filetype == "jsonl":
         return spark.read.text(spark_path(folder)).count()
-    return spark.read.format(filetype).load(folder if filetype == "delta" else spark_path(folder)).count()
+    return (
+        spark.read.format(filetype)
+        .load(spark_location(folder) if filetype == "delta" else spark_path(folder))
+        .count()
+    )
 
 
 def name_files(folder: str, *, filetype: str, extension: str | None = None) -> None:

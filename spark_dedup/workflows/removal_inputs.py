@@ -203,7 +203,8 @@ def _check_target(
 ) -> None:
     if not names_table(job):
         inputs = [*found.paths, *listed.paths]
-        if job.registry is not None and not is_table_name(job.registry):
+        named = isinstance(job.registry, str) and is_table_name(job.registry)
+        if job.registry is not None and not named:
             inputs.append(normalise_path(job.registry))
         if job.id_generator_path is not None:
             inputs.append(str(job.id_generator_path))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from spark_dedup.datasets import FileInfo
 from spark_dedup.ids.files import match_urls
 from spark_dedup.outputs import staged
-from spark_dedup.paths import delete, spark_path
+from spark_dedup.paths import delete, spark_location, spark_path
 from spark_dedup.removal import passes
 from spark_dedup.removal.delta import clone_without, view_query
 from spark_dedup.removal.text import count_documents, count_listed, remove_duplicates
@@ -155,7 +155,7 @@ def _write_passes(
     located_at = f"{aside}.located"
     try:
         ids = passes.locate(docs.select(col(job.id_field)), listed, **fields_of(job))
-        ids.write.mode("overwrite").parquet(located_at)
+        ids.write.mode("overwrite").parquet(spark_location(located_at))
         located = spark.read.parquet(spark_path(located_at))
         rows = located.groupBy("file").agg(F.count("*").alias("n")).collect()
         counts = {row["file"]: row["n"] for row in rows}

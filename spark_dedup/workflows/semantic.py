@@ -16,7 +16,7 @@ from spark_dedup.ids.splits import on_gpu
 from spark_dedup.ledger import check_ledger
 from spark_dedup.limits import SafetyStopError, check_limits, over_a_limit
 from spark_dedup.outputs import exclusive, staged
-from spark_dedup.paths import Location, delete, exists, normalise_path
+from spark_dedup.paths import Location, delete, exists, normalise_path, spark_location
 from spark_dedup.rules import TEXT_LENGTH, check_source_rules, with_text_length
 from spark_dedup.semantic.cluster_reading import StoredClusters, one_cluster
 from spark_dedup.semantic.embeddings import named_errors
@@ -281,7 +281,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             job_progress(spark, "comparing records inside their clusters"),
             named_errors(),
         ):
-            pairs.write.options(**given_options(self.cache_kwargs)).parquet(aside)
+            pairs.write.options(**given_options(self.cache_kwargs)).parquet(spark_location(aside))
         return {"pairwise_time": time.monotonic() - started}
 
     def _stored(self, spark: SparkSession, folder: str) -> StoredClusters:
@@ -336,6 +336,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             method="semantic",
             source=self.input_path,
             filetype=self.input_filetype,
+            extensions=self.input_file_extensions,
             id_field=self.id_field,
             metadata={**metadata, "num_groups": num_groups},
             began=began,

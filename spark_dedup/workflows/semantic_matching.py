@@ -11,6 +11,7 @@ from pyspark.sql import functions as F
 from spark_dedup import rules
 from spark_dedup.datasets import read_dataset
 from spark_dedup.outputs import staged
+from spark_dedup.paths import spark_location
 from spark_dedup.semantic.identify import above_threshold, identify_semantic
 from spark_dedup.semantic.ranking import OrderKey
 from spark_dedup.session import job_progress
@@ -60,7 +61,7 @@ def identify(
         size = count * _ID_BYTES // (files * job._duplicates_num_row_groups_hint)
         options["parquet.block.size"] = max(1, size)
     with staged(folder, mode="overwrite") as aside, job_progress(spark, "writing duplicate ids"):
-        ids.coalesce(files).sortWithinPartitions("id").write.options(**options).parquet(aside)
+        ids.coalesce(files).sortWithinPartitions("id").write.options(**options).parquet(spark_location(aside))
     if job.verbose:
         logger.info("%d records to remove at eps %g", count, job.eps)
     return {
