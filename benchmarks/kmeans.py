@@ -19,8 +19,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spark_dedup.datasets import list_files
 from spark_dedup.kernels.kmeans import assign
+from spark_dedup.listing import list_files
 from spark_dedup.semantic.embedding_files import find_embedding_files
 from spark_dedup.semantic.embeddings import from_matrix
 from spark_dedup.semantic.kmeans import fit_kmeans

@@ -12,9 +12,9 @@ from typing import Any
 import click
 
 import spark_dedup
-from spark_dedup.datasets import is_small
-from spark_dedup.errors import InputError
+from spark_dedup.errors import InputError, first_line
 from spark_dedup.java import compile_quickly
+from spark_dedup.listing import check_there, is_small
 
 __all__ = ["cli", "main"]
 
@@ -241,7 +241,8 @@ def remove_found(found: Any, *, source: str | list[str], filetype: str, id_field
         output_mode="overwrite",
     ).run()
     counts = {key: removed[key] for key in ("num_duplicates_removed", "num_documents_written")}
-    return WorkflowResult(found.workflow_name, {**found.metadata, **counts}, found.aliases)
+    added = {"removal_time": removed["total_time"], **counts}
+    return WorkflowResult(found.workflow_name, {**found.metadata, **added}, found.aliases)
 
 
 def _one_or_many(given: Sequence[str]) -> str | list[str]:
@@ -259,6 +260,8 @@ def _run(workflow: Any, options: dict[str, Any], **arguments: Any) -> Any:
         options.pop(name)
     dry_run = options.pop("dry_run")
     job = workflow(**{**options, **arguments})
+    for named in (job.input_path, getattr(job, "ids_to_remove_path", [])):
+        check_there(named)  # a JVM takes seconds to start
     if is_small(job.input_path):
         compile_quickly()
     return job.plan() if dry_run else job.run()
@@ -308,11 +311,9 @@ def _usage_error(error: click.ClickException) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if isinstance(error, OSError) and not isinstance(error, InputError) and error.filename and error.strerror:
-        text = f"{error.strerror}: {error.filename}"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+        return f"{error.strerror}: {error.filename}"
+    return first_line(error)
 
 
 def _show(result: Any, *, as_json: bool) -> None:
@@ -320,7 +321,9 @@ def _show(result: Any, *, as_json: bool) -> None:
         return
     metadata = result if isinstance(result, dict) else result.metadata
     click.echo(
-        "\n".join(f"{k}: {v}" for k, v in result.items()) if isinstance(result, dict) else repr(result)
+        "\n".join(f"{k}: {v}" for k, v in result.items() if not isinstance(v, list))
+        if isinstance(result, dict)
+        else repr(result)
     )
     if as_json:
         click.echo(json.dumps(metadata, default=str))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -36,7 +37,7 @@ def show_ids(
     else:
         opened = _registry(registry, device)
         df = opened.to_dataframe()
-        shown = {"next_id": opened.next_id, "batches": df.count()}
+        shown = {"next_id": opened.next_id, "batches": int(df.count())}
         first = df.orderBy("min_id").limit(limit).collect()
         rows = [
             f"{row['min_id']:>15,} {row['max_id']:>15,}  {' '.join(row['files'] or [row['key']])}"
@@ -205,15 +206,24 @@ def audit(
     assigned = read_dataset(build_session(device=device), results)
     found = audit_recall(assigned, eps=eps, centroids=means, n_probe=n_probe, **options)
     click.echo(found.table)
-    return {"sample_size": found.sample_size, "num_documents": found.num_documents}
+    # JSON has no NaN, the recall without pairs.
+    rows = [{k: None if v != v else v for k, v in asdict(row).items()} for row in found.rows]
+    missed = [asdict(pair) for pair in found.missed]
+    return {
+        "sample_size": found.sample_size,
+        "num_documents": found.num_documents,
+        "confidence": found.confidence,
+        "recall": rows,
+        "missed": missed,
+    }
 
 
 def _centroids(results: str, given: str | None) -> Any:
     """Load the centroids that lie with the results, or those that were named."""
     import numpy as np
 
-    from spark_dedup.datasets import is_table_name
     from spark_dedup.errors import InputError
+    from spark_dedup.names import is_table_name
     from spark_dedup.paths import exists, filesystem, normalise_path
 
     path = None if given is None and is_table_name(results) else normalise_path(given or results)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from spark_dedup.errors import InputError, first_line
+from spark_dedup.errors import InputError, MissingInputError, first_line
+from spark_dedup.listing import EXTENSIONS, FileInfo, Named, endings_of, list_files
+from spark_dedup.names import is_table_name, quote_name, split_name
 from spark_dedup.paths import (
-    Location,
     exists,
-    filesystem,
-    is_local,
     normalise_path,
     spark_location,
     spark_path,
@@ -27,44 +24,13 @@ if TYPE_CHECKING:
     from pyspark.sql.types import StructType
 
 __all__ = [
-    "EXTENSIONS",
-    "FileInfo",
-    "Named",
     "Source",
     "find_source",
-    "is_small",
-    "is_table_name",
-    "list_files",
     "partition_root",
     "partition_values",
     "read_dataset",
     "read_files",
 ]
-
-Named = Location | Sequence[Location]
-
-EXTENSIONS: dict[str, tuple[str, ...]] = {
-    "parquet": (".parquet",),
-    "jsonl": (".jsonl", ".json", ".jsonl.gz", ".json.gz"),
-}
-_SMALL_BYTES, _SMALL_FILES = 8 << 20, 1000
-_NAME = r"(?:`(?:[^`]|``)+`|\w+)"
-_TABLE = re.compile(rf"{_NAME}(?:\.{_NAME}){{0,2}}")
-
-
-@dataclass(frozen=True, order=True)
-class FileInfo:
-    """One input file.
-
-    Attributes:
-        path: as NeMo Curator lists it: a local path absolute and without ``file:``, a remote one with its scheme.
-        size: bytes.
-        modified_ms: modification time in milliseconds since 1970.
-    """
-
-    path: str
-    size: int
-    modified_ms: int
 
 
 @dataclass(frozen=True)
@@ -78,19 +44,13 @@ class Source:
         return ", ".join(self.names)
 
 
-def is_table_name(source: Any) -> bool:
-    """Return whether ``source`` is written like a table name and is not an existing local path."""
-    return isinstance(source, str) and bool(_TABLE.fullmatch(source)) and not os.path.exists(source)
-
-
 def find_source(spark: SparkSession, source: Named, *, filetype: str = "parquet") -> Source:
     """Find out what a user's name stands for.
 
     Raises:
         InputError: for an unsupported filetype, several Delta paths, or none where Delta was said.
-        FileNotFoundError: for a path or table that does not exist.
+        MissingInputError: for a path or table that does not exist.
     """
-    from spark_dedup.names import quote_name, split_name
     from spark_dedup.session import require_delta
 
     if filetype not in (*EXTENSIONS, "delta"):
@@ -100,15 +60,19 @@ def find_source(spark: SparkSession, source: Named, *, filetype: str = "parquet"
         raise InputError("no input path was given")
     if len(given) == 1 and is_table_name(given[0]):
         name = quote_name(split_name(str(given[0])))
-        if spark.catalog.tableExists(name):
+        try:
+            is_there = spark.catalog.tableExists(name)
+        except Exception as error:  # an unknown catalog; its class differs between classic and Connect
+            raise InputError(f"cannot look for the table {name}: {first_line(error)}") from error
+        if is_there:
             return Source("table", (name,))
-        raise FileNotFoundError(
+        raise MissingInputError(
             f"{given[0]!r} is neither an existing path nor a table of this session's catalog"
         )
     paths = _outermost([normalise_path(path) for path in given])
     for path in paths:
         if not exists(path):
-            raise FileNotFoundError(f"no such path: {path}")
+            raise MissingInputError(f"no such path: {path}")
     delta = [path for path in paths if exists(f"{path}/_delta_log")]
     if (delta or filetype == "delta") and len(paths) > 1:
         raise InputError("several paths cannot be read as Delta: name one Delta path, or a view over them")
@@ -124,108 +88,6 @@ def _outermost(paths: Sequence[str]) -> tuple[str, ...]:
     """Return each path once, and none that lies below another: Spark would read its files twice."""
     unique = list(dict.fromkeys(paths))
     return tuple(p for p in unique if not any(p.startswith(f"{other}/") for other in unique))
-
-
-def list_files(
-    source: Named,
-    *,
-    filetype: str = "parquet",
-    extensions: Sequence[str] | None = None,
-    ignore_case: bool = False,
-) -> list[FileInfo]:
-    """List the data files under paths, recursively, sorted by path.
-
-    Names that Spark does not read - with a leading ``_`` or ``.`` - are left out. A path that is a file itself
-    is taken whatever its ending.
-
-    Args:
-        source: a path or paths.
-        filetype: ``parquet`` or ``jsonl``.
-        extensions: endings to take instead of the filetype's own.
-        ignore_case: take ``.JPG`` and ``.Jpg`` for ``.jpg``.
-
-    Raises:
-        FileNotFoundError: when a path does not exist or holds no such file.
-        InputError: when a Delta table lies below a path: its files hold deleted rows too.
-    """
-    endings = tuple(e if e.startswith(".") else f".{e}" for e in _endings(filetype, extensions))
-    fold = str.lower if ignore_case else str
-    folded = tuple(map(fold, endings))
-
-    def wanted(name: str) -> bool:
-        return fold(name).endswith(folded)
-
-    given = [source] if isinstance(source, str | PathLike) else list(source)
-    found: set[FileInfo] = set()
-    for path in map(normalise_path, given):
-        if not exists(path):
-            raise FileNotFoundError(f"no such path: {path}")
-        here = set(_walk_local(path, wanted) if is_local(path) else _walk_remote(path, wanted))
-        if not here:
-            raise FileNotFoundError(f"no input files: {path} holds no file ending in {', '.join(endings)}")
-        found |= here
-    return sorted(found)
-
-
-def is_small(source: Named) -> bool:
-    """Return whether a source is local files of a few megabytes together, without looking at more of them."""
-    given = [source] if isinstance(source, str | PathLike) else list(source)
-    held, seen = 0, 0
-    for path in map(normalise_path, given):
-        if not is_local(path) or not os.path.exists(path):
-            return False
-        files = (
-            [path] if os.path.isfile(path) else (f"{d}/{f}" for d, _, names in os.walk(path) for f in names)
-        )
-        for file in files:
-            held, seen = held + os.lstat(file).st_size, seen + 1
-            if held > _SMALL_BYTES or seen > _SMALL_FILES:
-                return False
-    return True
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or (name.startswith("_") and "=" not in name)
-
-
-def _walk_local(root: str, wanted: Callable[[str], bool]) -> Iterator[FileInfo]:
-    if os.path.isfile(root):
-        stat = os.stat(root)
-        yield FileInfo(root, stat.st_size, stat.st_mtime_ns // 1_000_000)
-        return
-    folders = [root]
-    while folders:
-        with os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                if entry.name == "_delta_log" and entry.is_dir():
-                    raise InputError(
-                        f"{os.path.dirname(entry.path)} below {root} is a Delta table: read it on its own"
-                    )
-                if _hidden(entry.name):
-                    continue
-                if entry.is_dir():
-                    folders.append(entry.path)
-                elif wanted(entry.name):
-                    if ":" in entry.name:
-                        raise InputError(
-                            f"{entry.path}: Hadoop cannot read a local file whose name holds ':' (folders' names "
-                            "may): rename the file"
-                        )
-                    stat = entry.stat()
-                    yield FileInfo(entry.path, stat.st_size, stat.st_mtime_ns // 1_000_000)
-
-
-def _walk_remote(root: str, wanted: Callable[[str], bool]) -> Iterator[FileInfo]:
-    fs, inner = filesystem(root)
-    single = fs.isfile(inner)
-    for path, info in fs.find(inner, detail=True).items():
-        below = PurePosixPath(path[len(inner) :].lstrip("/")).parts
-        if single or (wanted(path) and not any(map(_hidden, below))):
-            modified = info.get("LastModified") or info.get("mtime") or info.get("last_modified") or 0
-            seconds = modified.timestamp() if hasattr(modified, "timestamp") else float(modified)
-            # A store's own name of a path may lack what Spark needs, such as HDFS's host or Azure's account.
-            spelled = root + path[len(inner.rstrip("/")) :]
-            yield FileInfo(spelled, int(info["size"]), int(seconds * 1000))
 
 
 def read_dataset(
@@ -252,7 +114,7 @@ def read_dataset(
         schema: schema of files, when it is known.
 
     Raises:
-        FileNotFoundError, InputError: as ``find_source`` and ``list_files``.
+        MissingInputError, InputError: as ``find_source`` and ``list_files``.
     """
     from spark_dedup.tables import col, require_columns
 
@@ -279,18 +141,20 @@ def _table(spark: SparkSession, name: str) -> DataFrame:
     return df
 
 
-def _endings(filetype: str, extensions: Sequence[str] | None) -> Sequence[str]:
-    if isinstance(extensions, str):
-        return (extensions,)
-    return extensions or EXTENSIONS[filetype]
-
-
 def read_files(
-    reader: DataFrameReader, source: Source, filetype: str, extensions: Sequence[str] | None = None
+    reader: DataFrameReader,
+    source: Source,
+    filetype: str,
+    extensions: Sequence[str] | None = None,
+    *,
+    as_text: bool = False,
 ) -> DataFrame:
-    """Read the files of a source with a reader that is set up: the same ones that ``list_files`` lists."""
+    """Read the files of a source with a reader that is set up: the same ones that ``list_files`` lists.
+
+    With ``as_text`` their lines are a column ``value``, blank ones included.
+    """
     roots = list(source.names)
-    endings = _endings(filetype, extensions)
+    endings = endings_of(filetype, extensions)
     files = list_files(roots, filetype=filetype, extensions=extensions)
     folders = [root for root in roots if all(file.path != root for file in files)]
     if folders and len(folders) < len(roots):
@@ -307,7 +171,11 @@ def read_files(
             reader = reader.option("recursiveFileLookup", "true")
     paths = [spark_path(root) for root in roots]
     try:
-        df: DataFrame = reader.json(paths) if filetype == "jsonl" else reader.parquet(*paths)
+        df: DataFrame
+        if as_text:
+            df = reader.text(paths)
+        else:
+            df = reader.json(paths) if filetype == "jsonl" else reader.parquet(*paths)
         df.columns  # noqa: B018 - a Connect session looks at the files only now
     except Exception as error:
         if "COLUMN_ALREADY_EXISTS" not in str(error):

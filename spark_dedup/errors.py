@@ -1,15 +1,49 @@
 """Errors that name what is wrong, where, and how to mend it."""
 
-__all__ = ["InputError", "first_line"]
+import contextlib
+import re
+from collections.abc import Iterator
+
+__all__ = ["InputError", "MissingInputError", "first_line", "named_errors"]
 
 
 class InputError(ValueError):
     """Input or settings that cannot be worked with; the message is one line a user can act on."""
 
 
+class MissingInputError(InputError, FileNotFoundError):
+    """An input that is not there, or holds no data files; caught as either kind."""
+
+
 def first_line(error: Exception) -> str:
     """Return what an error says, without the plan or trace that Spark adds below."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
+    if lines[0].startswith("An error occurred while calling") and len(lines) > 1:
+        return lines[1].lstrip(": ")  # py4j tells first what it called; Spark 3 leaves task errors to it
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+
+
+@contextlib.contextmanager
+def named_errors() -> Iterator[None]:
+    """Turn an ``InputError`` that a task raised, which Spark wraps in its own, back into one.
+
+    Workers with another Python, without the package, are named so as well.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        found = re.search(r"InputError: (.+)", str(error))
+        if found is not None:
+            raise InputError(found[1].strip()) from error
+        absent = re.search(r"ModuleNotFoundError: No module named '(\w+)", str(error))
+        if absent is None:
+            raise
+        raise InputError(
+            f"the Python of Spark's workers has no {absent[1]}: install spark_dedup there, or set PYSPARK_PYTHON "
+            "to the Python that has it before the session starts"
+        ) from error

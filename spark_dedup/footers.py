@@ -14,7 +14,7 @@ from spark_dedup.paths import filesystem, is_local
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from spark_dedup.datasets import FileInfo
+    from spark_dedup.listing import FileInfo
 
 __all__ = ["alike_columns", "check_columns", "check_readable", "check_schemas", "parquet_footers"]
 

@@ -96,7 +96,7 @@ def make_run_id(run: Run) -> str:
 
 def describe_input(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> str:
     """Return the spelling of a dataset in ``runs.input``: a table name, an absolute path, or a JSON list."""
-    from spark_dedup.datasets import is_table_name
+    from spark_dedup.names import is_table_name
 
     if isinstance(source, str | os.PathLike):
         return quote_name(split_name(str(source))) if is_table_name(source) else normalise_path(source)
@@ -108,7 +108,8 @@ def input_version(
     spark: SparkSession, source: Any, *, filetype: str = "parquet", extensions: Sequence[str] | None = None
 ) -> str | None:
     """Return the version of a dataset: ``delta:N``, ``files:COUNT:HASH``, or None for other tables."""
-    from spark_dedup.datasets import find_source, list_files
+    from spark_dedup.datasets import find_source
+    from spark_dedup.listing import list_files
 
     found = find_source(spark, source, filetype=filetype)
     if found.kind == "files":

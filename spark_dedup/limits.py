@@ -65,7 +65,7 @@ def check_removed(
         removed |= {row[0]: row[1] for row in by_source}
         removed[WHOLE] = sum(removed.values())
     else:
-        removed[WHOLE] = rows.count()
+        removed[WHOLE] = int(rows.count())
     for name, limit in limits.items():
         where = "the input" if name == WHOLE else f"source {name!r}"
         _check_share(where, removed.get(name, 0), totals[name], limit)

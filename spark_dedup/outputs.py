@@ -149,11 +149,17 @@ def _take(lock: str, path: str) -> int | None:
         import fcntl
     except ImportError:
         return None
+    vanished = 0
     while True:
         try:
             os.makedirs(os.path.dirname(lock), exist_ok=True)
             handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:  # another job has just removed the empty folder
+        except FileNotFoundError as error:  # another job has just removed the empty folder, time and again?
+            vanished += 1
+            if vanished == 100:
+                raise PermissionError(
+                    f"no file can be made in {os.path.dirname(lock)}: choose an output folder you can write"
+                ) from error
             continue
         except FileExistsError:
             if os.path.lexists(os.path.dirname(lock)) and not os.path.isdir(os.path.dirname(lock)):
@@ -219,7 +225,7 @@ def _clear_killed(path: str, mode: str) -> None:
     On a store without locks a new result there may be a running job's: only old results are touched.
     """
     parent, name = path.rsplit("/", 1)
-    left = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{12}}\.tmp(?P<rest>\.old|\.located)?")
+    left = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{12}}\.tmp(?P<rest>\.old|\.located|\.clone)?")
     for entry in _names(parent):
         found = left.fullmatch(entry)
         if found is None:

@@ -7,10 +7,7 @@ import logging
 import os
 import re
 import sys
-import threading
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,23 +16,23 @@ from spark_dedup.class_archive import archive_options
 from spark_dedup.errors import InputError
 from spark_dedup.java import java_options, joined, process_options
 from spark_dedup.paths import on_databricks
+from spark_dedup.settings import conf_of
 
 if TYPE_CHECKING:
+    from pyspark import SparkContext
     from pyspark.sql import SparkSession
 
 __all__ = [
-    "NANOS_AS_LONG",
     "active_or_build",
     "barrier_slots",
     "build_session",
-    "conf_of",
+    "count_executors",
     "describe_device",
     "is_connect",
-    "job_progress",
-    "parquet_as_it_is",
+    "job_context",
+    "require_checkpoints",
     "require_delta",
     "resolve_device",
-    "settings",
     "task_slots",
 ]
 
@@ -215,14 +212,6 @@ def is_connect(spark: SparkSession) -> bool:
     return type(spark).__module__.startswith("pyspark.sql.connect")
 
 
-def conf_of(spark: SparkSession, key: str, default: str = "") -> str:
-    """Return a setting of a session, or the default where it is unset or, as on serverless, not told."""
-    try:
-        return spark.conf.get(key, None) or default
-    except Exception:  # its class differs between classic and Connect
-        return default
-
-
 def require_delta(spark: SparkSession) -> None:
     """Check that the session can read and write Delta.
 
@@ -245,6 +234,19 @@ def require_delta(spark: SparkSession) -> None:
     )
 
 
+def require_checkpoints(spark: SparkSession) -> None:
+    """Check that a session can hold rows that a plan goes on from.
+
+    Raises:
+        InputError: a Spark Connect session of 3.5, which cannot.
+    """
+    if not hasattr(type(spark.range(1)), "localCheckpoint"):
+        raise InputError(
+            "this needs rows held between steps (localCheckpoint), which Spark Connect has from 4.0 on: take a "
+            "classic session, or a newer Spark"
+        )
+
+
 def task_slots(spark: SparkSession) -> int:
     """Return how many tasks the session can run at once, as far as it tells."""
     if not is_connect(spark):
@@ -252,7 +254,7 @@ def task_slots(spark: SparkSession) -> int:
     from pyspark.sql import functions as F
 
     # A range is cut into as many partitions as there are slots; Connect tells no other way.
-    return max(1, spark.range(4096).select(F.spark_partition_id()).distinct().count())
+    return max(1, int(spark.range(4096).select(F.spark_partition_id()).distinct().count()))
 
 
 def barrier_slots(spark: SparkSession) -> int:
@@ -271,96 +273,11 @@ def barrier_slots(spark: SparkSession) -> int:
     return min(slots, int(local[1] or 1)) if local else slots
 
 
-NANOS_AS_LONG = "spark.sql.legacy.parquet.nanosAsLong"
-"""Else a column of nanoseconds that nobody asked for keeps Spark from reading the others."""
+def count_executors(spark: SparkSession) -> int:
+    """Count the executors of a classic session; the driver is on Spark's list as well."""
+    return int(spark.sparkContext._jsc.sc().getExecutorMemoryStatus().size()) - 1
 
 
-def parquet_as_it_is(spark: SparkSession) -> AbstractContextManager[None]:
-    """Have parquet's timestamps written as they were read inside the block, where the session takes it.
-
-    ``NANOS_AS_LONG``, which keeps a scan off the GPU, is off until an input needs it, and put back at the end.
-    """
-    # Spark's own default is INT96, which other readers take for nanoseconds, where far dates overflow.
-    return settings(
-        spark, {"spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS", NANOS_AS_LONG: "false"}
-    )
-
-
-@contextlib.contextmanager
-def settings(spark: SparkSession, wanted: Mapping[str, str], *, reason: str | None = None) -> Iterator[None]:
-    """Apply runtime settings inside the block and put the old ones back.
-
-    With a ``reason``, warn of each that the session does not take.
-    """
-    before: dict[str, str | None] = {}
-    for key, value in wanted.items():
-        try:
-            old = spark.conf.get(key, None)
-            spark.conf.set(key, value)
-            before[key] = old
-        except Exception as error:  # its class differs between classic and Connect
-            first = str(error).splitlines()[0]
-            level = logging.DEBUG if reason is None else logging.WARNING
-            logger.log(level, "%s: this session no longer takes %s=%s (%s)", reason, key, value, first)
-    try:
-        yield
-    finally:
-        for key, old in before.items():
-            spark.conf.unset(key) if old is None else spark.conf.set(key, old)
-
-
-@contextlib.contextmanager
-def job_progress(spark: SparkSession, description: str) -> Iterator[None]:
-    """Name the Spark jobs started inside the block, and show how far their tasks are.
-
-    A bar on a terminal or in a notebook, a log line every half minute elsewhere. On Spark Connect, whose
-    client draws its own bar, only the start and the end are logged.
-    """
-    logger.info("%s", description)
-    started = time.monotonic()
-    if is_connect(spark):
-        yield
-    else:
-        context = spark.sparkContext
-        before = context.getLocalProperty("spark.job.description")
-        context.setJobDescription(description)
-        done = threading.Event()
-        watcher = threading.Thread(target=_watch, args=(context, description, done), daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            done.set()
-            watcher.join(timeout=5)
-            context.setLocalProperty("spark.job.description", before)  # type: ignore[arg-type]
-    logger.info("%s: %.1f s", description, time.monotonic() - started)
-
-
-def _in_notebook() -> bool:
-    ipython = sys.modules.get("IPython")
-    asked = getattr(ipython, "get_ipython", None)  # absent while another thread still imports IPython
-    shell = asked() if asked else None
-    return shell is not None and hasattr(shell, "kernel")
-
-
-def _watch(context: Any, description: str, done: threading.Event, every: float = 0.5) -> None:
-    from tqdm.auto import tqdm
-
-    tracker = context.statusTracker()
-    shown = sys.stderr.isatty() or _in_notebook()
-    logged = time.monotonic()
-    layout = "{desc} {bar:30} {n_fmt}/{total_fmt} tasks {elapsed}"
-    with tqdm(desc=description, total=1, leave=False, disable=not shown, delay=1, bar_format=layout) as bar:
-        while not done.wait(every):
-            try:
-                stages = [
-                    s for i in tracker.getActiveStageIds() if (s := tracker.getStageInfo(i)) is not None
-                ]
-            except Exception:  # the session was stopped under us: there is nothing left to show
-                return
-            finished, total = sum(s.numCompletedTasks for s in stages), sum(s.numTasks for s in stages)
-            bar.total, bar.n = max(total, 1), finished
-            bar.refresh()
-            if not shown and total and time.monotonic() - logged > 30:
-                logged = time.monotonic()
-                logger.info("%s: %d of %d tasks", description, finished, total)
+def job_context(spark: SparkSession) -> SparkContext | None:
+    """Return what names and watches the jobs of a classic session; None on Spark Connect."""
+    return None if is_connect(spark) else spark.sparkContext

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from spark_dedup import ledger as ledgers
-from spark_dedup.datasets import Source, find_source, list_files
+from spark_dedup.datasets import Source, find_source
 from spark_dedup.errors import InputError, first_line
 from spark_dedup.ledger import DONE, Ledger, describe_input
+from spark_dedup.listing import list_files
 from spark_dedup.names import literal, path_relation, quote_name, split_name
 from spark_dedup.paths import on_databricks
-from spark_dedup.session import conf_of
+from spark_dedup.settings import conf_of
 from spark_dedup.sql_ids import id_ranges_query, numbered_query, registry_relation, source_paths
 from spark_dedup.tables import ID, quote
 

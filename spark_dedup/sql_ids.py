@@ -6,10 +6,11 @@ import uuid
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from spark_dedup.datasets import Source, is_table_name, list_files
+from spark_dedup.datasets import Source
 from spark_dedup.errors import InputError, first_line
 from spark_dedup.ids.batches import hash_files, named_few
-from spark_dedup.names import path_relation, quote_name, split_name
+from spark_dedup.listing import list_files
+from spark_dedup.names import is_table_name, path_relation, quote_name, split_name
 from spark_dedup.paths import normalise_path
 from spark_dedup.tables import ID, quote
 

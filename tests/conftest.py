@@ -34,6 +34,15 @@ def spark(tmp_path_factory):
     session.stop()
 
 
+@pytest.fixture
+def views(spark):
+    """Names of views to drop again."""
+    made = []
+    yield made
+    for name in made:
+        spark.sql(f"DROP VIEW IF EXISTS {name}")
+
+
 @pytest.fixture(scope="session")
 def shared_data():
     """Folder of real data, kept beside the checkout and never committed."""

@@ -100,6 +100,7 @@ def test_semantic_removal_from_a_delta_table(spark, tmp_path, capsys):
     metadata = json.loads(stdout.splitlines()[-1])
     assert (metadata["num_documents"], metadata["num_duplicates"]) == (3, 1)
     assert (metadata["num_duplicates_removed"], metadata["num_documents_written"]) == (1, 2)
+    assert metadata["removal_time"] > 0
     remaining = spark.read.format("delta").load(str(tmp_path / "out" / "deduplicated")).orderBy("id")
     assert [(row.id, row.text) for row in remaining.collect()] == [(1, "a"), (3, "c")]
 
@@ -132,6 +133,32 @@ def test_bad_input_is_one_line_and_exit_2(spark, docs, tmp_path, capsys, monkeyp
     assert said in stderr
     assert "Traceback" not in stderr
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["exact", "--input", "{tmp}/absent", "--output", "{tmp}/x"],
+        ["remove", "--input", "{docs}", "--duplicates", "{tmp}/absent", "--output", "{tmp}/x"],
+        [
+            "semantic",
+            "--input",
+            "{docs}",
+            "--input",
+            "{tmp}/absent",
+            "--output",
+            "{tmp}/x",
+            "--n-clusters",
+            "2",
+        ],
+    ],
+)
+def test_absent_paths_are_told_before_a_session_starts(docs, tmp_path, capsys, monkeypatch, args):
+    monkeypatch.setattr(
+        "pyspark.sql.SparkSession.getActiveSession", lambda: pytest.fail("a session is sought")
+    )
+    code, _, stderr = run(capsys, *[a.format(tmp=tmp_path, docs=docs) for a in args])
+    assert (code, stderr) == (2, f"spark-dedup: no such path: {tmp_path}/absent\n")
 
 
 @pytest.mark.parametrize(
@@ -184,7 +211,7 @@ def test_small_input_is_compiled_quickly(spark, docs, tmp_path, monkeypatch, sma
     called = []
     monkeypatch.setattr("spark_dedup.cli.compile_quickly", lambda: called.append(True))
     if not small:
-        monkeypatch.setattr("spark_dedup.datasets._SMALL_BYTES", 0)
+        monkeypatch.setattr("spark_dedup.listing._SMALL_BYTES", 0)
     with pytest.raises(SystemExit) as ended:
         main(["exact", "--input", str(docs), "--output", str(tmp_path / "o"), "--dry-run"])
     assert ended.value.code == 0

@@ -33,7 +33,14 @@ class TestAudit:
         code, lines, _ = call(capsys, "audit", "--results", results, "--eps", 0.04, "--n-probe", 2)
         assert code == 0
         assert [line.split()[2] for line in lines[1:3]] == ["0.500", "1.000"]
-        assert json.loads(lines[-1]) == {"sample_size": 4, "num_documents": 4}
+        assert not any("{" in line for line in lines[:-1])
+        metadata = json.loads(lines[-1])
+        assert (metadata["sample_size"], metadata["num_documents"]) == (4, 4)
+        assert [(row["n_probe"], row["recall"]) for row in metadata["recall"]] == [(1, 0.5), (2, 1.0)]
+        assert [{pair["id"], pair["other_id"]} for pair in metadata["missed"]] == [
+            {"c", "d"},
+            {"c", "d"},
+        ]  # one by each end
 
     def test_a_table_and_a_delta_path(self, spark, results, tmp_path, capsys):
         rows = spark.createDataFrame(

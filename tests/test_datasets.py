@@ -9,10 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from spark_dedup import datasets
-from spark_dedup.datasets import find_source, is_small, is_table_name, list_files, read_dataset
+from spark_dedup import listing
+from spark_dedup.datasets import find_source, read_dataset
 from spark_dedup.errors import InputError
 from spark_dedup.footers import check_schemas, parquet_footers
+from spark_dedup.listing import is_small, list_files
+from spark_dedup.names import is_table_name
 
 
 def write(path, **columns):
@@ -203,11 +205,17 @@ def test_a_view_over_a_dropped_table(spark):
         spark.sql("DROP VIEW ds_over")
 
 
+def test_an_unknown_catalog_is_one_line(spark):
+    with pytest.raises(InputError, match=r"cannot look for the table `nowhere`\.`a`\.`b`: ") as caught:
+        find_source(spark, "nowhere.a.b")
+    assert "\n" not in str(caught.value)
+
+
 def test_small_sources(tmp_path, monkeypatch):
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "x.parquet").write_bytes(b"x" * 600)
     (tmp_path / "y.parquet").write_bytes(b"y" * 600)
-    monkeypatch.setattr(datasets, "_SMALL_BYTES", 1000)
+    monkeypatch.setattr(listing, "_SMALL_BYTES", 1000)
     assert is_small(tmp_path / "a")
     assert is_small(str(tmp_path / "y.parquet"))
     assert not is_small(tmp_path)
@@ -215,7 +223,7 @@ def test_small_sources(tmp_path, monkeypatch):
     assert not is_small([tmp_path / "a", tmp_path / "missing"])
     assert not is_small("s3://bucket/tiny.parquet")
     assert not is_small("schema.table")
-    monkeypatch.setattr(datasets, "_SMALL_FILES", 0)
+    monkeypatch.setattr(listing, "_SMALL_FILES", 0)
     assert not is_small(tmp_path / "a")
 
 

@@ -113,6 +113,17 @@ def test_many_processes_never_hold_an_output_together(tmp_path):
     assert [worker.exitcode for worker in workers] == [0] * 4
 
 
+def test_a_folder_that_takes_no_files(tmp_path, monkeypatch):
+    """Some file systems, such as /proc, answer the making of a file with "no such file"."""
+
+    def refuse(*_):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(PermissionError, match="no file can be made in "), exclusive(tmp_path / "out"):
+        pass
+
+
 def test_the_lock_ends_with_a_killed_process(tmp_path):
     context = multiprocessing.get_context("fork")
     ready = context.Event()

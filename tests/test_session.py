@@ -1,9 +1,12 @@
+import types
+
 import pytest
 
 from spark_dedup import java, runtime, session
 from spark_dedup.errors import InputError
 from spark_dedup.ids.splits import on_gpu
-from spark_dedup.session import build_session, conf_of, require_delta, resolve_device, task_slots
+from spark_dedup.session import build_session, require_checkpoints, require_delta, resolve_device, task_slots
+from spark_dedup.settings import conf_of, parquet_as_it_is
 
 
 def test_delta_round_trip(spark, tmp_path):
@@ -25,6 +28,12 @@ def test_unknown_device():
         resolve_device("tpu")
 
 
+def test_a_session_that_holds_no_rows_between_steps_is_refused(spark):
+    require_checkpoints(spark)
+    with pytest.raises(InputError, match=r"Spark Connect has from 4\.0 on"):
+        require_checkpoints(types.SimpleNamespace(range=lambda _: object()))
+
+
 class Untold:
     """A session whose conf tells nothing, as that of Databricks' serverless compute."""
 
@@ -37,13 +46,29 @@ class Untold:
 def test_a_setting_that_a_session_does_not_tell_is_its_default(spark, monkeypatch):
     assert conf_of(Untold(), "spark.plugins") == ""
     assert conf_of(Untold(), "spark.plugins", "none") == "none"
-    assert conf_of(spark, "spark.sql.shuffle.partitions") == "4"
+    spark.conf.set("spark.tests.told", "4")
+    assert conf_of(spark, "spark.tests.told") == "4"
+    spark.conf.unset("spark.tests.told")
+    assert conf_of(spark, "spark.tests.told") == ""
     assert conf_of(spark, "spark.no.such.setting", "none") == "none"
     assert not on_gpu(Untold())
     with pytest.raises(InputError, match="no Delta"):
         require_delta(Untold())
     monkeypatch.setenv("DATABRICKS_RUNTIME_VERSION", "client.4.1")
     require_delta(Untold())
+
+
+def test_far_dates_are_of_todays_calendar_unless_a_session_says_otherwise(spark):
+    """Spark 3.5 fails at them by default, Spark 4 does not."""
+    read, write = (f"spark.sql.parquet.datetimeRebaseModeIn{what}" for what in ("Read", "Write"))
+    before = spark.conf.get(read)
+    spark.conf.set(write, "LEGACY")
+    try:
+        with parquet_as_it_is(spark):
+            assert (spark.conf.get(read, None), spark.conf.get(write)) == ("CORRECTED", "LEGACY")
+        assert (spark.conf.get(read), spark.conf.get(read, None)) == (before, None)
+    finally:
+        spark.conf.unset(write)
 
 
 def test_task_slots(spark):

@@ -14,15 +14,6 @@ def ids(df):
     return sorted(row["id"] for row in df.collect())
 
 
-@pytest.fixture
-def views(spark):
-    """Names of views to drop again."""
-    made = []
-    yield made
-    for name in made:
-        spark.sql(f"DROP VIEW IF EXISTS {name}")
-
-
 @pytest.fixture(scope="module")
 def home(spark, tmp_path_factory):
     """A ledger over a Delta folder of documents, with three runs of it and one of other data."""

@@ -19,15 +19,6 @@ SCHEMA = "id bigint, matched_id bigint, kept_id bigint, group_id string, method 
 
 
 @pytest.fixture
-def views(spark):
-    """Names of views to drop again."""
-    made = []
-    yield made
-    for name in made:
-        spark.sql(f"DROP VIEW IF EXISTS {name}")
-
-
-@pytest.fixture
 def folder(tmp_path):
     """Two files of texts; their folder's name has what URIs and SQL spell otherwise."""
     folder = tmp_path / "d ö+%41'`s"

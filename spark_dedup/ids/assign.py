@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from spark_dedup.datasets import (
-    FileInfo,
     Source,
     find_source,
-    list_files,
     partition_root,
     partition_values,
     read_dataset,
@@ -38,6 +36,7 @@ from spark_dedup.ids.splits import (
     small_table,
     split_table,
 )
+from spark_dedup.listing import FileInfo, list_files
 from spark_dedup.tables import ID, col, hidden_metadata
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ def read_documents(
     Raises:
         InputError: a truncated file, another schema, an absent column, malformed lines; names files and lines.
         StaleBatchError: files changed since they were registered.
-        FileNotFoundError: no such path, or no files.
+        MissingInputError: no such path, or no files.
     """
     return documents(
         spark,
@@ -138,20 +137,22 @@ def documents(
     blocksize: int | str | None = None,
     files_per_partition: int | None = None,
     schema: StructType | None = None,
+    as_lines: bool = False,
 ) -> Documents:
     """Do the work of ``read_documents``; say also what was found, and take Curator's batches.
 
     The arguments are the same but for ``register_new``, which, when False, makes a file that the registry does not
-    know a ``KeyError``, ``blocksize`` and ``files_per_partition``, by which Curator batched the files, and
-    ``schema``, where that of the files is known already or must not depend on which of them are read.
+    know a ``KeyError``, ``blocksize`` and ``files_per_partition``, by which Curator batched the files, ``schema``,
+    where that of the files is known already or must not depend on which of them are read, and ``as_lines``, with
+    which JSON lines are a column ``jsonl.LINE`` as they stand.
     """
     if on_bad_lines not in ("error", "skip"):
         raise InputError(f'on_bad_lines must be "error" or "skip", not {on_bad_lines!r}')
-    ids = registry if isinstance(registry, IdRegistry | IdGenerator) else IdRegistry.open(spark, registry)
     source = find_source(spark, path, filetype=filetype)
     if source.kind != "files":
         df = read_dataset(spark, path, filetype=filetype, read_kwargs=read_kwargs)
         kept = _kept(df.columns, columns, source)
+        ids = _opened(spark, registry)
         ranges = file_ranges(table_files(df), ids, count_parquet, register_new=register_new)
         if has_row_index(df):
             urls = {r.path: url_of(r.path) for r in ranges}
@@ -159,6 +160,7 @@ def documents(
         return _documents(_by_split(spark, df, ranges, kept, count_splits(df), ids), ranges)
     files = list_files(path, filetype=filetype, extensions=extensions)
     groups = group_files(files, blocksize=blocksize, files_per_partition=files_per_partition)
+    ids = _opened(spark, registry)
 
     def ranges_by(count_rows: CountRows) -> list[FileRange]:
         return file_ranges(groups, ids, count_rows, register_new=register_new)
@@ -171,7 +173,10 @@ def documents(
         return read_files(reader.schema(known) if known else reader, source, filetype, extensions)
 
     if filetype == "jsonl":
-        return _jsonl_documents(spark, read, ranges_by, ids, source, files, columns, on_bad_lines)
+        lines = None
+        if as_lines:
+            lines = jsonl.lines(read_files(spark.read, source, filetype, extensions, as_text=True))
+        return _jsonl_documents(spark, read, ranges_by, ids, source, files, columns, on_bad_lines, lines)
     df = read()
     kept = _kept(df.columns, columns, source)
     given = partition_values(files[0], source) if partition_root(files, source) is not None else {}
@@ -182,6 +187,11 @@ def documents(
     if on_gpu(spark):
         return _documents(_by_split(spark, df, ranges, kept, count_splits(df), ids), ranges)
     return _documents(_by_row_index(spark, df, ranges, kept, urls), ranges)
+
+
+def _opened(spark: SparkSession, registry: IdRegistry | IdGenerator | Location) -> IdRegistry | IdGenerator:
+    """Return the registry; opening one makes it, so this waits until the input is known to be there."""
+    return registry if isinstance(registry, IdRegistry | IdGenerator) else IdRegistry.open(spark, registry)
 
 
 def _documents(df: DataFrame, ranges: list[FileRange], num_skipped: int = 0) -> Documents:
@@ -208,6 +218,7 @@ def _jsonl_documents(
     files: Sequence[FileInfo],
     columns: Sequence[str] | None,
     on_bad_lines: str,
+    lines: DataFrame | None,
 ) -> Documents:
     """Count splits in one pass, which also finds malformed lines; register; read by split."""
     there, to_count, df = jsonl.open_jsonl(read)
@@ -217,7 +228,10 @@ def _jsonl_documents(
     skipped = jsonl.check_lines(found, {url: path for path, url in urls.items()}, on_bad_lines)
     counts = rows_by_url(found)
     ranges = ranges_by(lambda asked: [counts.get(urls[file.path], 0) for file in asked])
-    numbered = _by_split(spark, df, ranges, kept, found, ids, bad=jsonl.BAD if skipped else None)
+    bad = jsonl.bad_text()
+    if lines is not None:
+        df, kept, bad = lines, [jsonl.LINE], col(jsonl.BAD)
+    numbered = _by_split(spark, df, ranges, kept, found, ids, bad=bad if skipped else None)
     return _documents(numbered, ranges, skipped)
 
 
@@ -269,14 +283,14 @@ def _by_split(
     found: Sequence[Split],
     ids: IdRegistry | IdGenerator,
     *,
-    bad: str | None = None,
+    bad: Column | None = None,
 ) -> DataFrame:
-    """Number the rows of any file scan by split, and leave out those that have text in the column ``bad``."""
+    """Number the rows of any file scan by split, and leave out those with the text ``bad``."""
     columns = [col(name) for name in kept]
-    rows = placed(df, [*columns, *([col(bad)] if bad else [])])
+    rows = placed(df, [*columns, *([] if bad is None else [bad.alias(jsonl.BAD)])])
     table = split_table(found, ranges)
     near = ids.location if isinstance(ids, IdRegistry) else None
     joined, number = number_rows(rows, small_table(spark, table, near))
-    if bad:
-        joined = joined.where(col(bad).isNull())
+    if bad is not None:
+        joined = joined.where(col(jsonl.BAD).isNull())
     return joined.select(*columns, number.alias(ID))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from spark_dedup.datasets import FileInfo
 from spark_dedup.footers import check_columns, check_schemas, parquet_footers
+from spark_dedup.listing import FileInfo
 
 __all__ = ["CountRows", "count_parquet"]
 

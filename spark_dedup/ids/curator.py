@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from spark_dedup.datasets import FileInfo
 from spark_dedup.errors import InputError
+from spark_dedup.listing import FileInfo
 
 __all__ = ["group_files", "parse_bytes"]
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
-from spark_dedup.datasets import FileInfo
 from spark_dedup.errors import InputError
 from spark_dedup.ids.batches import Batch, hash_files, named_few, stale_error
 from spark_dedup.ids.counting import CountRows
 from spark_dedup.ids.generator import IdGenerator
 from spark_dedup.ids.registry import IdRegistry, changes
 from spark_dedup.ids.rows import Entry
+from spark_dedup.listing import FileInfo
 from spark_dedup.paths import filesystem, is_local, normalise_path
 from spark_dedup.tables import hidden_metadata
 
@@ -61,6 +61,7 @@ def file_ranges(
     if unknown and not register_new:
         raise KeyError(
             f"the id registry does not know {len(unknown)} of {len(batches)} batches of files: {named_few(unknown)}"
+            "; were files batched together (NeMo Curator), give its input_files_per_partition or input_blocksize"
         )
     _raise_if_touched((batch, known[key]) for key, batch in zip(keys, batches, strict=True) if key in known)
     to_count = [

@@ -11,14 +11,18 @@ from spark_dedup.ids.splits import Split
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
-    from pyspark.sql.types import StructType
+    from pyspark.sql.types import StructField, StructType
 
-__all__ = ["BAD", "OPTIONS", "bad_text", "check_lines", "open_jsonl"]
+__all__ = ["BAD", "LINE", "OPTIONS", "bad_text", "check_lines", "lines", "open_jsonl", "parsed"]
 
 logger = logging.getLogger(__name__)
 
 BAD = "__spark_dedup_bad"
 NONE = "__spark_dedup_none"
+LINE = "__spark_dedup_line"
+_ARRAY = (
+    "InputError: a line is an array of objects: write each on a line of its own, or name all input_fields\n"
+)
 
 OPTIONS = {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": BAD}
 """Reader options that the ids rely on."""
@@ -44,15 +48,51 @@ def open_jsonl(read: Read) -> tuple[list[str], DataFrame, DataFrame]:
     names = [name for name in inferred.columns if name != BAD]
     bad, none = StructField(BAD, StringType()), StructField(NONE, StringType())
     fields = [field for field in inferred.schema.fields if field.name != BAD]
-    return names, read(StructType([none, bad])), read(StructType([*(fields or [none]), bad]))
+    return names, read(StructType([none, bad])), read(StructType([*fields, none, bad]))
 
 
 def bad_text() -> Column:
     """Return the text of a malformed line, null for a good one."""
     from pyspark.sql import functions as F
 
-    # Spark refuses to scan for malformed lines alone, so a column that no file has is asked for as well.
+    # Spark 3 refuses to scan for malformed lines alone, so a column that no file has is asked for as well.
     return F.concat(F.col(BAD), F.coalesce(F.col(NONE), F.lit("")))
+
+
+def lines(text: DataFrame) -> DataFrame:
+    """Return the lines of JSON files as they stand, each a row as in any other pass: blank ones are none.
+
+    Args:
+        text: the files, read as text.
+
+    Returns:
+        ``LINE``, the text without a byte order mark, and ``BAD``, where it is malformed. A line that is an array
+        of objects fails the action.
+    """
+    from pyspark.sql import functions as F
+
+    line = F.when(F.col("value").startswith("\ufeff"), F.substring("value", 2, 1 << 30)).otherwise(
+        F.col("value")
+    )
+    rows = text.where(F.btrim("value", F.lit(" \t")) != "").select(line.alias(LINE))
+    # A column of text may hold what is no UTF-8, which the reader of JSON refuses; a replacement mends it.
+    mended = F.regexp_replace(LINE, "^", "").cast("binary")
+    is_text = F.col(LINE).cast("binary") == mended
+    bad = F.when(is_text, parsed(F.col(LINE)).getField(BAD)).otherwise(F.col(LINE))
+    rows = rows.withColumn(BAD, bad)
+    # The reader makes a row of each object of an array: no line then has the ids that were counted.
+    in_array = F.get_json_object(LINE, "$[0]").startswith("{") | (F.json_array_length(LINE) == 0)
+    refused = F.btrim(LINE, F.lit(" \t")).startswith("[") & in_array
+    return rows.where(F.when(refused, F.raise_error(F.lit(_ARRAY)).cast("boolean")).otherwise(F.lit(True)))
+
+
+def parsed(line: Column, *fields: StructField) -> Column:
+    """Return some fields of a JSON line as the reader of JSON files would give them, and ``BAD``."""
+    from pyspark.sql import functions as F
+    from pyspark.sql.types import StringType, StructField, StructType
+
+    schema = StructType([*fields, StructField(NONE, StringType()), StructField(BAD, StringType())])
+    return F.from_json(line, schema, OPTIONS)
 
 
 def check_lines(splits: Sequence[Split], paths: Mapping[str, str], on_bad_lines: str) -> int:

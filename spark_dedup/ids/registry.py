@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from spark_dedup.datasets import is_table_name
 from spark_dedup.errors import InputError, first_line
 from spark_dedup.ids.batches import (
     Batch,
@@ -27,8 +26,10 @@ from spark_dedup.ids.batches import (
 from spark_dedup.ids.generator import read_state, write_state
 from spark_dedup.ids.rows import ORIGIN, Entry, origin_rows, state_rows
 from spark_dedup.ids.turns import turn
+from spark_dedup.names import is_table_name
 from spark_dedup.paths import exists, is_local, normalise_path, spark_location
-from spark_dedup.session import conf_of, is_connect
+from spark_dedup.session import is_connect
+from spark_dedup.settings import conf_of
 from spark_dedup.tables import quote
 
 if TYPE_CHECKING:

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from spark_dedup.datasets import is_table_name
 from spark_dedup.errors import InputError
 from spark_dedup.ids.batches import named_few, stale_error
 from spark_dedup.ids.files import FileRange, path_of
 from spark_dedup.ids.rows import as_frame
+from spark_dedup.names import is_table_name
 from spark_dedup.paths import filesystem, spark_path
-from spark_dedup.session import conf_of
+from spark_dedup.settings import conf_of
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
@@ -69,7 +69,7 @@ class Split:
 
 
 def placed(df: DataFrame, columns: Sequence[Column]) -> DataFrame:
-    """Select columns of a file scan, and where each row was read. Nothing may stand between this and the scan."""
+    """Select columns of a file scan, and where each row was read; only rows that are never counted may be gone."""
     from pyspark.sql import functions as F
 
     return df.select(
@@ -164,6 +164,11 @@ def split_table(splits: Sequence[Split], ranges: Sequence[FileRange]) -> pa.Tabl
     rows = rows_by_url(splits)
     paths = {url: path_of(url, by_path) for url in rows}
     files = {url: by_path[path] for url, path in paths.items() if path is not None}
+    if "" in rows:
+        raise InputError(
+            "rows that come from no file, as those of some views, cannot be given ids: name their own id column "
+            "(assign_id=False, id_field=...), or write them to files or a table first"
+        )
     if len(files) < len(rows):
         raise InputError(f"Spark also reads {named_few(sorted(rows.keys() - files.keys()))}: read it anew")
     now = {files[url].path: count for url, count in rows.items()}

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING
 from spark_dedup.datasets import partition_root
 from spark_dedup.errors import InputError
 from spark_dedup.paths import filesystem, spark_location, spark_path
-from spark_dedup.session import settings
+from spark_dedup.settings import settings
 from spark_dedup.tables import col, quote
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
     from pyspark.sql import DataFrame, SparkSession
 
-    from spark_dedup.datasets import FileInfo, Source
+    from spark_dedup.datasets import Source
+    from spark_dedup.listing import FileInfo
 
-__all__ = ["check_flat", "clone_without", "relation", "view_query"]
+__all__ = ["check_flat", "clone_without", "drop_empty_files", "relation", "view_query"]
 
 
 _MERGE_SETTINGS = {
@@ -36,7 +37,7 @@ def clone_without(
     id_field: str,
     duplicate_id_field: str,
 ) -> None:
-    """Clone a Delta table to the folder ``target`` and hide the listed rows behind deletion vectors.
+    """Clone a Delta table and hide the listed rows behind deletion vectors; ids are shuffled, no list is broadcast.
 
     The source is untouched, and no data file is written: the clone's log points to the source's files.
 
@@ -44,32 +45,30 @@ def clone_without(
         spark: a session with Delta.
         source: Delta path or table.
         duplicates: list of ids.
-        target: folder of the clone.
+        target: the clone, as SQL names it.
         id_field: id column of the source.
         duplicate_id_field: id column of ``duplicates``.
 
     Raises:
         InputError: for a source that cannot be cloned.
     """
-    clone = f"delta.{quote(target)}"
     spark.sql(
-        f"CREATE TABLE {clone} SHALLOW CLONE {relation(source)} "
-        "TBLPROPERTIES ('delta.enableDeletionVectors' = 'true')"
+        f"CREATE TABLE {target} SHALLOW CLONE {relation(source)} "
+        "TBLPROPERTIES ('delta.enableDeletionVectors' = 'true', 'delta.appendOnly' = 'false')"
     )
     listed = f"__spark_dedup_listed_{uuid.uuid4().hex}"
     duplicates.select(col(duplicate_id_field).alias("id")).createOrReplaceTempView(listed)
     try:
         with settings(spark, _MERGE_SETTINGS, reason="delta-clone"):
             spark.sql(
-                f"MERGE INTO {clone} AS t USING {listed} AS d ON t.{quote(id_field)} = d.id "
+                f"MERGE INTO {target} AS t USING {listed} AS d ON t.{quote(id_field)} = d.id "
                 "WHEN MATCHED THEN DELETE"
             )
     finally:
         spark.catalog.dropTempView(listed)
-    _drop_empty_files(target)
 
 
-def _drop_empty_files(folder: str) -> None:
+def drop_empty_files(folder: str) -> None:
     """Delete the data file without rows that MERGE writes and no commit of a fresh clone names."""
     import pyarrow.parquet as pq
 

@@ -14,12 +14,13 @@ from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from spark_dedup.datasets import FileInfo, Named, list_files, read_dataset
+from spark_dedup.datasets import read_dataset
 from spark_dedup.errors import InputError
+from spark_dedup.listing import FileInfo, Named, list_files
 from spark_dedup.outputs import check_output, exclusive, staged
 from spark_dedup.paths import Location, filesystem, normalise_path
 from spark_dedup.removal.shards import copy_without, sample_keys
-from spark_dedup.session import is_connect
+from spark_dedup.session import is_connect, require_checkpoints
 from spark_dedup.tables import col, require_columns
 from spark_dedup.workers import in_worker
 
@@ -77,15 +78,20 @@ class ImageDuplicatesRemovalStage:
         own = col(image_id_field).cast("string") if as_text else col(image_id_field)
         marked = images.join(F.broadcast(listed.distinct()), own == F.col(_LISTED), "left")
         observation = _observation(spark)
-        counted = marked.observe(observation, F.count(_LISTED).alias("removed"))
-        self._removed = lambda: _observed(observation)
-        return counted.where(F.col(_LISTED).isNull()).drop(_LISTED)
+        if observation is None:
+            gone = marked.where(F.col(_LISTED).isNotNull())
+            self._removed = lambda: int(gone.count())
+        else:
+            marked = marked.observe(observation, F.count(_LISTED).alias("removed"))
+            self._removed = lambda: _observed(observation)
+        return marked.where(F.col(_LISTED).isNull()).drop(_LISTED)
 
     @property
     def num_removed(self) -> int:
         """Rows that the first action on the latest ``process`` removed, or images that a ``filter_*`` removed.
 
-        An action that stops early, such as ``show``, counts only what it read.
+        An action that stops early, such as ``show``, counts only what it read. Spark Connect 3.5 observes nothing:
+        there this counts in a job of its own.
 
         Raises:
             RuntimeError: there was no action yet.
@@ -133,7 +139,7 @@ class ImageDuplicatesRemovalStage:
                     rows = batch.select(["path", "place"]).to_pylist()
                     for row in rows:
                         _copy_file(row["path"], f"{aside}/{row['place']}")
-                    yield pa.record_batch({"n": pa.array([len(rows)], pa.int64())})
+                    yield pa.RecordBatch.from_pydict({"n": pa.array([len(rows)], pa.int64())})
 
             copied = kept.mapInArrow(in_worker(copy), "n bigint").agg(F.sum("n")).first()
         written = int(copied[0] or 0) if copied else 0
@@ -159,6 +165,7 @@ class ImageDuplicatesRemovalStage:
         """
         from pyspark.sql import functions as F
 
+        require_checkpoints(spark)
         check_output(output, inputs=_roots(shards))
         found = list_files(shards, extensions=(".tar",), ignore_case=True)
         places = _places(found, _roots(shards))
@@ -183,12 +190,12 @@ class ImageDuplicatesRemovalStage:
                 for batch in batches:
                     for row in batch.to_pylist():
                         _rewrite(row["path"], f"{aside}/{row['place']}", frozenset(row["keys"] or ()))
-                    yield pa.record_batch({"n": pa.array([batch.num_rows], pa.int64())})
+                    yield pa.RecordBatch.from_pydict({"n": pa.array([batch.num_rows], pa.int64())})
 
             written = tasks.mapInArrow(in_worker(rewrite), "n bigint").agg(F.sum("n")).first()
             if not written or written[0] != len(found):
                 raise RuntimeError(f"{written} shards written of {len(found)}; nothing was published")
-            total, removed = keys.where("key IS NOT NULL").count(), gone.count()
+            total, removed = int(keys.where("key IS NOT NULL").count()), int(gone.count())
         self._settle(removed, output)
         return total - removed
 
@@ -222,7 +229,7 @@ class ImageDuplicatesRemovalStage:
             shown = ", ".join(map(str, [given] if isinstance(given, str | os.PathLike) else given))
             raise FileNotFoundError(f"No parquet files found in {shown}") from error
         if self.verbose:
-            logger.info("%s: %s ids are listed", self.name, f"{listed.count():,}")
+            logger.info("%s: %s ids are listed", self.name, f"{int(listed.count()):,}")
         return listed
 
     def _settle(self, removed: int, output: Location) -> None:
@@ -232,9 +239,12 @@ class ImageDuplicatesRemovalStage:
 
 
 def _observation(spark: SparkSession) -> Any:
+    """Return a new observation, None on Spark Connect before 4.0, which has none."""
     if is_connect(spark):
-        from pyspark.sql.connect.observation import Observation as Remote
-
+        try:
+            from pyspark.sql.connect.observation import Observation as Remote
+        except ImportError:
+            return None
         return Remote()
     from pyspark.sql import Observation
 

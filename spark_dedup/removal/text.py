@@ -21,8 +21,8 @@ def remove_duplicates(
 ) -> DataFrame:
     """Keep the rows whose id is not listed; all columns, and the order of rows within a partition, stay.
 
-    The list is broadcast, so it must fit an executor. ``TextDuplicatesRemovalWorkflow`` takes a longer one in
-    passes, where it writes a folder of documents from files whose ids are a column or were given file by file.
+    The list is broadcast, so it must fit an executor. ``TextDuplicatesRemovalWorkflow`` takes longer ones, of files
+    and of Delta tables.
 
     Args:
         df: documents.
@@ -50,7 +50,8 @@ def count_listed(
     from pyspark.sql import functions as F
 
     listed = duplicates.select(col(duplicate_id_field).alias(_LISTED)).hint(_hint(is_long))
-    return df.select(col(id_field)).join(listed, col(id_field) == F.col(_LISTED), "left_semi").count()
+    found = df.select(col(id_field)).join(listed, col(id_field) == F.col(_LISTED), "left_semi")
+    return int(found.count())
 
 
 def count_documents(

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import spark_dedup
-from spark_dedup.datasets import FileInfo, Source, partition_root, partition_values
+from spark_dedup.datasets import Source, partition_root, partition_values
 from spark_dedup.footers import parquet_footers
 from spark_dedup.ids.files import FileRange, path_of
+from spark_dedup.listing import FileInfo
 from spark_dedup.paths import filesystem
 from spark_dedup.tables import col, hidden_metadata
 

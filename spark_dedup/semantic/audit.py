@@ -6,10 +6,8 @@ so that their true pairs are known, and the share that lies inside a common clus
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,85 +21,17 @@ from spark_dedup.semantic.embeddings import Matrix, array_column
 from spark_dedup.semantic.identify import SCORE_TOLERANCE, check_eps
 from spark_dedup.semantic.pairwise import unit_rows
 from spark_dedup.semantic.ranking import check_seed
+from spark_dedup.semantic.recall import Audit, AuditRow, MissedPair, ratio_interval
 from spark_dedup.tables import col, require_columns
 from spark_dedup.workers import in_worker
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-__all__ = ["Audit", "AuditRow", "MissedPair", "audit_recall", "ratio_interval"]
+__all__ = ["audit_recall"]
 
 _BLOCK = 1024
 _RESULT = "kind string, eps int, probe int, at int, n bigint, other string, score double"
-
-
-@dataclass(frozen=True)
-class AuditRow:
-    """The recall at one threshold and one number of probed clusters.
-
-    Attributes:
-        eps: threshold.
-        n_probe: clusters each record is compared in.
-        recall: estimated share of the true pairs that are compared; NaN when the sample has none.
-        low: lower end of the confidence interval.
-        high: upper end.
-        pairs: true pairs of the sampled records.
-        found: those of them that are compared.
-        cost: multiplications of the pairwise step, relative to ``n_probe = 1``.
-    """
-
-    eps: float
-    n_probe: int
-    recall: float
-    low: float
-    high: float
-    pairs: int
-    found: int
-    cost: float
-
-
-@dataclass(frozen=True)
-class MissedPair:
-    """A true pair that no common cluster holds, with ``n_probe = 1``; ids as strings."""
-
-    eps: float
-    id: str
-    other_id: str
-    score: float
-
-
-@dataclass(frozen=True)
-class Audit:
-    """The outcome of :func:`audit_recall`.
-
-    Attributes:
-        rows: one per threshold and number of probed clusters.
-        missed: most similar pairs that were missed.
-        sample_size: records in the sample.
-        num_documents: records in all.
-        confidence: of the intervals.
-    """
-
-    rows: tuple[AuditRow, ...]
-    missed: tuple[MissedPair, ...]
-    sample_size: int
-    num_documents: int
-    confidence: float
-
-    @property
-    def table(self) -> str:
-        """The estimates as text."""
-        interval = f"{self.confidence:.0%} interval"
-        lines = [f"{'eps':>8}  {'n_probe':>7}  {'recall':>7}  {interval:>16}  {'pairs':>9}  {'cost':>6}"]
-        for r in self.rows:
-            span = f"{r.low:.3f} - {r.high:.3f}"
-            lines.append(
-                f"{r.eps:>8g}  {r.n_probe:>7}  {r.recall:>7.3f}  {span:>16}  {r.pairs:>9,}  {r.cost:>5.2f}x"
-            )
-        return "\n".join(lines)
-
-    def __repr__(self) -> str:
-        return self.table
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,15 +114,26 @@ def audit_recall(
 def _draw(rows: DataFrame, count: int, seed: int) -> pa.RecordBatch:
     """Draw records by a seeded hash of the id: the same ones for any partitioning."""
     order = F.xxhash64(F.lit(seed), F.col("id"))
-    table: pa.Table = rows.orderBy(order, "id").limit(count).toArrow()
-    if not table.num_rows:
+    # A task packs them, as Spark 3 hands no Arrow to the driver.
+    packed = rows.orderBy(order, "id").limit(count).mapInArrow(in_worker(_pack), "rows binary").collect()
+    if not packed:
         raise InputError("there are no records to audit")
+    table = pa.concat_tables(pa.ipc.open_stream(row.rows).read_all() for row in packed)
     batches = table.combine_chunks().to_batches()
     if len(batches) > 1:
         raise InputError(
             f"{count:,} records are more than one Arrow array holds: ask for a smaller sample_size"
         )
     return batches[0]
+
+
+def _pack(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        for start in range(0, batch.num_rows, _BLOCK):
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, batch.schema) as stream:
+                stream.write_batch(batch.slice(start, _BLOCK))
+            yield pa.RecordBatch.from_pydict({"rows": pa.array([sink.getvalue().to_pybytes()], pa.binary())})
 
 
 def _probes(
@@ -308,46 +249,3 @@ def _report(rows: Sequence[Any], sample: _Sample, n_probe: int, confidence: floa
     missed = sorted({(r.score, r.eps, r.at, r.other) for r in rows if r.kind == "missed"}, reverse=True)
     pairs = [MissedPair(sample.eps[e], sample.ids[at], other, s) for s, e, at, other in missed]
     return Audit(tuple(table), tuple(pairs[: sample.missed]), len(sample.ids), total, confidence)
-
-
-def ratio_interval(
-    found: NDArray[np.int64], true: NDArray[np.int64], *, population: int, confidence: float = 0.95
-) -> tuple[float, float, float]:
-    """Estimate a share of pairs from a simple random sample of records, with a confidence interval.
-
-    Pairs are not independent: a record with a hundred copies brings a hundred of them, found or missed together.
-    The records are what was drawn, so the variance is that of the ratio estimator over records (Cochran, Sampling
-    Techniques, 6.4), with the finite population correction. The interval is Wilson's, at the number of independent
-    draws that would have this variance (Korn and Graubard 1998), and at most the number of records that have pairs:
-    unlike the normal interval it stays inside [0, 1] and does not vanish when all pairs are found.
-
-    Args:
-        found: (n,) pairs found of each sampled record.
-        true: (n,) all its pairs.
-        population: records that were sampled from.
-        confidence: of the interval.
-
-    Returns:
-        Estimate, lower and upper end; NaN, 0 and 1 without pairs.
-    """
-    n, total = len(true), int(true.sum())
-    if not total:
-        return math.nan, 0.0, 1.0
-    recall = float(found.sum() / total)
-    if n >= population:
-        return recall, recall, recall
-    effective = float(np.count_nonzero(true))
-    unseen = 1 - n / population
-    if n > 1:
-        residual = found - recall * true
-        variance = unseen * float((residual**2).sum()) / (n - 1) / n / (total / n) ** 2
-        if variance > 0 and 0 < recall < 1:
-            effective = min(effective / unseen, recall * (1 - recall) / variance)
-    z2 = NormalDist().inv_cdf(0.5 + confidence / 2) ** 2
-    centre = (recall + z2 / (2 * effective)) / (1 + z2 / effective)
-    half = math.sqrt(z2 * recall * (1 - recall) / effective + z2**2 / (4 * effective**2)) / (
-        1 + z2 / effective
-    )
-    # At the ends the formula gives 0 and 1 but for rounding, which must not shut the true share out.
-    low = 0.0 if recall == 0 else max(0.0, centre - half)
-    return recall, low, 1.0 if recall == 1 else min(1.0, centre + half)

@@ -18,12 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spark_dedup.errors import InputError
+from spark_dedup.errors import InputError, named_errors
 from spark_dedup.paths import delete, filesystem, is_local
 from spark_dedup.semantic.assign import CENTROID_COL
 from spark_dedup.semantic.cluster_reading import files_below
-from spark_dedup.semantic.embeddings import as_lists, named_errors
-from spark_dedup.session import conf_of
+from spark_dedup.semantic.embeddings import as_lists
+from spark_dedup.settings import conf_of
 from spark_dedup.workers import in_worker
 
 if TYPE_CHECKING:

@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from spark_dedup.datasets import FileInfo, read_dataset
+from spark_dedup.datasets import read_dataset
 from spark_dedup.footers import parquet_footers
+from spark_dedup.listing import FileInfo
 from spark_dedup.paths import filesystem, is_local, spark_location, spark_path
 from spark_dedup.semantic.assign import CENTROID_COL
 from spark_dedup.semantic.embeddings import from_matrix, packed_matrix, to_matrix

@@ -29,7 +29,7 @@ from spark_dedup.semantic.embeddings import PROBE_ROWS, commonest
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-    from spark_dedup.datasets import FileInfo
+    from spark_dedup.listing import FileInfo
 
 __all__ = ["EmbeddingFiles", "RowGroup", "Sample", "find_embedding_files", "keyed_rows", "plain_rows"]
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -271,20 +269,6 @@ def check_invalid_option(invalid: str) -> None:
     """Raise ``InputError`` unless ``invalid`` is "error" or "drop"."""
     if invalid not in ("error", "drop"):
         raise InputError(f"invalid_embeddings must be 'error' or 'drop', not {invalid!r}")
-
-
-@contextlib.contextmanager
-def named_errors() -> Iterator[None]:
-    """Turn an ``InputError`` that a task raised, which Spark wraps in its own, back into one."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        found = re.search(r"InputError: (.+)", str(error))
-        if found is None:
-            raise
-        raise InputError(found[1].strip()) from error
 
 
 def _unpack(column: pa.Array, dim: int) -> tuple[Matrix, NDArray[np.uint8]]:

@@ -24,7 +24,8 @@ from spark_dedup.kernels.arrays import Array
 from spark_dedup.kernels.kmeans import Totals, label_sums
 from spark_dedup.semantic.lloyd import Fit
 from spark_dedup.semantic.peers import Peers
-from spark_dedup.session import barrier_slots, conf_of, is_connect, resolve_device
+from spark_dedup.session import barrier_slots, count_executors, is_connect, resolve_device
+from spark_dedup.settings import conf_of
 
 if TYPE_CHECKING:
     from pyspark.resource.profile import ResourceProfile
@@ -62,6 +63,9 @@ def gpu_tasks(spark: SparkSession) -> tuple[int, ResourceProfile | None]:
 
     A cluster says how many tasks share a GPU (``spark.task.resource.gpu.amount``); a local session says
     nothing, and there the driver's own GPUs are counted. 0 where no barrier stage can run.
+
+    Raises:
+        InputError: tasks share a GPU on Spark 3.5, which cannot give the tasks of one stage more.
     """
     share = float(conf_of(spark, "spark.task.resource.gpu.amount", "0"))
     slots = barrier_slots(spark)
@@ -72,18 +76,21 @@ def gpu_tasks(spark: SparkSession) -> tuple[int, ResourceProfile | None]:
     if is_connect(spark):
         return min(slots, count), None
     each = int(conf_of(spark, "spark.executor.resource.gpu.amount", "1"))
-    count = min(slots, max(count, each * _executors(spark)))
+    count = min(slots, max(count, each * count_executors(spark)))
     if share == 1:
         return count, None
+    import pyspark
+
+    # Before 4.0 mapInArrow takes no profile, and two tasks of a fit cannot have one GPU.
+    if int(pyspark.__version__.split(".")[0]) < 4:
+        raise InputError(
+            f"where tasks share a GPU, k-means needs Spark 4.0 or newer, this is {pyspark.__version__}: set "
+            "spark.task.resource.gpu.amount=1, or device='cpu'"
+        )
     from pyspark.resource.profile import ResourceProfileBuilder
     from pyspark.resource.requests import TaskResourceRequests
 
     return count, ResourceProfileBuilder().require(TaskResourceRequests().cpus(1).resource("gpu", 1)).build
-
-
-def _executors(spark: SparkSession) -> int:
-    """Count the executors; the driver is on Spark's list as well."""
-    return int(spark.sparkContext._jsc.sc().getExecutorMemoryStatus().size()) - 1
 
 
 def _own_gpus() -> int:

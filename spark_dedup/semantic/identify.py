@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pyspark.sql import functions as F
 
 from spark_dedup.errors import InputError
+from spark_dedup.session import require_checkpoints
 from spark_dedup.tables import col, require_columns
 
 if TYPE_CHECKING:
@@ -109,8 +110,9 @@ def resolve_chains(matches: DataFrame) -> DataFrame:
         ``id`` and ``kept_id``.
 
     Raises:
-        InputError: the matches run in a circle.
+        InputError: the matches run in a circle, or the session holds no rows between steps.
     """
+    require_checkpoints(matches.sparkSession)
     state = matches.select("id", F.col("matched_id").alias("kept_id")).localCheckpoint()
     before = None
     while True:
@@ -124,7 +126,7 @@ def resolve_chains(matches: DataFrame) -> DataFrame:
             )
             .localCheckpoint()
         )
-        moved = state.filter("_moved").count()
+        moved = int(state.filter("_moved").count())
         logger.debug("chains: %d pointers moved", moved)
         if not moved:
             return state.select("id", "kept_id")

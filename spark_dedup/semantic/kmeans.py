@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pyspark.sql import functions as F
 
-from spark_dedup.errors import InputError
+from spark_dedup.errors import InputError, named_errors
+from spark_dedup.progress import job_progress
 from spark_dedup.semantic.embedding_files import EmbeddingFiles, Sample, keyed_rows
 from spark_dedup.semantic.embeddings import (
     EmbeddingCheck,
@@ -26,7 +27,6 @@ from spark_dedup.semantic.embeddings import (
     array_column,
     check_invalid_option,
     embedding_width,
-    named_errors,
 )
 from spark_dedup.semantic.fit import RESULT_SCHEMA, FitOptions, fit_task
 from spark_dedup.semantic.gpu import fit_device, gpu_tasks
@@ -34,7 +34,7 @@ from spark_dedup.semantic.lloyd import Iteration
 from spark_dedup.semantic.progress import progress
 from spark_dedup.semantic.ranking import check_seed
 from spark_dedup.semantic.resident import staged
-from spark_dedup.session import barrier_slots, job_progress
+from spark_dedup.session import barrier_slots
 from spark_dedup.tables import col, require_columns
 from spark_dedup.workers import BatchFunction, in_worker
 
@@ -221,10 +221,13 @@ def check_init(init: str | NDArray[Any], n_clusters: int, dim: int) -> str | NDA
             raise InputError(f"init must be one of {', '.join(_INITS)} or an array, not {init!r}")
         return init
     array = np.ascontiguousarray(init, dtype=np.float32)
-    if array.shape != (n_clusters, dim):
+    if array.ndim != 2 or len(array) != n_clusters:
         raise InputError(
-            f"init has shape {array.shape}; n_clusters={n_clusters} and embeddings of length {dim} "
-            f"need {(n_clusters, dim)}"
+            f"init has shape {array.shape}; n_clusters={n_clusters} needs that many rows, a centroid each"
+        )
+    if array.shape[1] != dim:
+        raise InputError(
+            f"init has shape {array.shape}; embeddings of length {dim} need ({n_clusters}, {dim})"
         )
     if not np.isfinite(array).all():
         raise InputError("init holds NaN or infinite values")

@@ -204,10 +204,11 @@ def _probe(rows: DataFrame, n_probe: int, centroids: NDArray[np.float32] | None)
             # The own cluster counts as the first, wherever rounding puts it.
             order = np.argsort(nearest == own, axis=1, kind="stable")
             others = np.take_along_axis(nearest, order, axis=1)[:, : count - 1]
+            columns = batch.columns
             place = batch.schema.get_field_index("_c")
             for j in range(count - 1):
-                cluster = pa.array(others[:, j].astype(np.int32))
-                yield batch.set_column(place, batch.schema.field("_c"), cluster)
+                columns[place] = pa.array(others[:, j].astype(np.int32))
+                yield pa.RecordBatch.from_arrays(columns, schema=batch.schema)
 
     return rows.mapInArrow(in_worker(repeat), rows.schema)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from spark_dedup.semantic.lloyd import Iteration
 from spark_dedup.semantic.peers import STRANGER, accept, dial, listen
-from spark_dedup.session import conf_of
+from spark_dedup.settings import conf_of
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -25,6 +25,7 @@ __all__ = [
     "check_seed",
     "order_keys",
     "precedes",
+    "require_ranking",
 ]
 
 L2_DIST_TO_CENT_COL = "l2_dist_to_cent"
@@ -156,13 +157,13 @@ def order_keys(
         ranking_strategy = RankingStrategy.random(random_seed)
     if ranking_strategy is None:
         distance = DISTANCES[distance_metric]
-        _require(df, [id_field, distance])
+        require_ranking(df, [id_field, distance])
         ascending = which_to_keep == "easy"
         return [OrderKey(col(distance), ascending), OrderKey(col(id_field), ascending)]
     if ranking_strategy.strategy == "random":
-        _require(df, [id_field])
+        require_ranking(df, [id_field])
         return [OrderKey(F.xxhash64(F.lit(ranking_strategy.random_seed), col(id_field)), True), by_id]
-    _require(df, [id_field, *ranking_strategy.metadata_cols])
+    require_ranking(df, [id_field, *ranking_strategy.metadata_cols])
     types = {f.name: f.dataType.typeName() for f in df.schema.fields}
     keys = []
     for name, ascending in zip(ranking_strategy.metadata_cols, ranking_strategy.ascending, strict=True):
@@ -183,9 +184,14 @@ def precedes(left: Sequence[Column], right: Sequence[Column], ascending: Sequenc
     return before
 
 
-def _require(df: DataFrame, names: Sequence[str]) -> None:
+def require_ranking(
+    df: DataFrame, names: Sequence[str], *, where: str = "the assigned records; they have"
+) -> None:
+    """Check that ``df`` has the columns that rank.
+
+    Raises:
+        InputError: naming those that are absent, ``where`` they were looked for, and those that exist.
+    """
     missing = [name for name in names if name not in df.columns]
     if missing:
-        raise InputError(
-            f"Required columns {missing} not found in the assigned records; they have {', '.join(df.columns)}"
-        )
+        raise InputError(f"Required columns {missing} not found in {where} {', '.join(df.columns)}")

@@ -14,19 +14,22 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from spark_dedup.datasets import FileInfo, Named, read_dataset
+from spark_dedup.datasets import read_dataset
 from spark_dedup.errors import InputError
 from spark_dedup.footers import parquet_footers
 from spark_dedup.ids.splits import on_gpu
+from spark_dedup.listing import FileInfo, Named
 from spark_dedup.outputs import check_output, exclusive, staged
 from spark_dedup.paths import Location, filesystem, is_local, normalise_path
+from spark_dedup.progress import job_progress
 from spark_dedup.semantic.assign import assign_clusters, cluster_layout
 from spark_dedup.semantic.cluster_files import parquet_codec, write_clusters
 from spark_dedup.semantic.embedding_files import EmbeddingFiles, find_embedding_files
 from spark_dedup.semantic.embeddings import array_column, check_invalid_option, embedding_width
 from spark_dedup.semantic.kmeans import check_init, check_parameters, fit_kmeans
 from spark_dedup.semantic.ranking import check_seed
-from spark_dedup.session import active_or_build, job_progress, parquet_as_it_is, settings
+from spark_dedup.session import active_or_build
+from spark_dedup.settings import parquet_as_it_is, settings
 from spark_dedup.tables import col, require_columns
 from spark_dedup.workflows.inputs import JobInput, inspect_input, plain_files, read_input, table_version
 from spark_dedup.workflows.result import WorkflowResult
@@ -203,6 +206,9 @@ class KMeansStage:
             extensions=self.input_file_extensions,
         )
 
+    def _require(self, df: DataFrame, columns: Sequence[str], *, where: str) -> None:
+        require_columns(df, columns, where=where)
+
     def _inspect(self, spark: SparkSession, folders: Sequence[str]) -> JobInput:
         """Check input and outputs before any work."""
         columns = self._input_fields()
@@ -218,7 +224,7 @@ class KMeansStage:
         if self.input_filetype == "jsonl":  # looks for malformed lines, in a pass of its own
             read_input(spark, self.input_path, filetype="jsonl", extensions=self.input_file_extensions)
         df = self._read(spark)
-        require_columns(df, columns, where=str(found.source))
+        self._require(df, columns, where=str(found.source))
         array_column(df, self.embedding_field)
         with job_progress(spark, "checking that ids are unique"):
             rows = check_unique_ids(spark, df, self.id_field, files=self._plain_files(found))

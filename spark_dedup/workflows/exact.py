@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from spark_dedup.datasets import Named
 from spark_dedup.errors import InputError
 from spark_dedup.exact import Keep, keep_order
 from spark_dedup.ids.registry import others_registered
 from spark_dedup.limits import SafetyStopError, check_limits, over_a_limit
+from spark_dedup.listing import Named
 from spark_dedup.outputs import exclusive
 from spark_dedup.paths import Location, normalise_path
 from spark_dedup.rules import check_source_rules
-from spark_dedup.session import active_or_build, parquet_as_it_is, settings
+from spark_dedup.session import active_or_build
+from spark_dedup.settings import parquet_as_it_is, settings
 from spark_dedup.workflows.exact_inputs import (
     DEFAULT_BLOCKSIZE,
     GENERATOR_FILE,
@@ -126,10 +127,15 @@ class ExactDeduplicationWorkflow:
             raise InputError("input_path is missing: name the documents to deduplicate")
         if self.output_mode not in ("error", "overwrite"):
             raise InputError(f'output_mode must be "error" or "overwrite", not {self.output_mode!r}')
-        if self.identification_batchsize < 1 or (self.total_nparts is not None and self.total_nparts < 1):
-            raise InputError("identification_batchsize and total_nparts must be 1 or more")
+        for name in ("identification_batchsize", "total_nparts"):
+            value = getattr(self, name)
+            if (type(value) is not int or value < 1) and (value is not None or name != "total_nparts"):
+                raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
         keep_order(self.keep)
         check_size(self.input_blocksize)
+        for size in (self.rmm_pool_size, self.spill_memory_limit):
+            if size not in (None, "auto"):
+                check_size(size)
         check_compression(self.write_kwargs, argument="write_kwargs")
         check_limits(self.max_removed_fraction, self.max_cluster_fraction)
         check_source_rules(
@@ -152,7 +158,7 @@ class ExactDeduplicationWorkflow:
 
         Raises:
             InputError: input that cannot be worked with; nothing is written then.
-            FileNotFoundError: no such input. FileExistsError: the output is finished already.
+            MissingInputError: no such input. FileExistsError: the output is finished already.
         """
         started, began = time.monotonic(), datetime.now(UTC)
         session = session_with(

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from spark_dedup.datasets import Named, is_table_name
 from spark_dedup.exact import check_text, keep_order
 from spark_dedup.ids.assign import documents
 from spark_dedup.ids.registry import IdRegistry
 from spark_dedup.ledger import check_ledger
+from spark_dedup.listing import Named
+from spark_dedup.names import is_table_name
 from spark_dedup.outputs import check_apart, check_output
 from spark_dedup.paths import normalise_path
-from spark_dedup.session import job_progress
+from spark_dedup.progress import job_progress
 from spark_dedup.tables import ID, require_columns
 from spark_dedup.workflows.inputs import (
     JobInput,
@@ -160,7 +161,7 @@ def with_ids(
         )
     # The ids of a Delta table count the rows that deletion vectors hide, too.
     in_table = found.source.kind != "files"
-    num_documents = found.df.count() if in_table else read.num_ids - read.num_skipped
+    num_documents = int(found.df.count()) if in_table else read.num_ids - read.num_skipped
     registry.to_disk(generator_path)
     return read.df, num_documents
 

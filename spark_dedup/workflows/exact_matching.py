@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from spark_dedup.exact import apply_sources, duplicate_rows, keep_order, ledger_rows
 from spark_dedup.paths import delete, spark_location, spark_path
+from spark_dedup.progress import job_progress
 from spark_dedup.rules import SOURCE_RANK, count_by_source, with_source_rank
-from spark_dedup.session import job_progress
 from spark_dedup.tables import col
 from spark_dedup.workflows.exact_inputs import GENERATOR_FILE, IDS_FOLDER, Documents, id_of, with_ids
 from spark_dedup.workflows.id_lists import write_ids

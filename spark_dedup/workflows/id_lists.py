@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from spark_dedup.datasets import list_files
 from spark_dedup.exact import FIRST_OF_GROUP, ids_and_groups
 from spark_dedup.footers import parquet_footers
+from spark_dedup.listing import list_files
 from spark_dedup.outputs import staged
 from spark_dedup.paths import delete, exists, move, spark_location
 from spark_dedup.tables import col

@@ -9,26 +9,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from spark_dedup.datasets import (
-    FileInfo,
-    Named,
-    Source,
-    find_source,
-    list_files,
-    partition_root,
-    read_dataset,
-    read_files,
-)
+from spark_dedup.datasets import Source, find_source, partition_root, read_dataset, read_files
 from spark_dedup.errors import InputError
 from spark_dedup.footers import check_readable, check_schemas, parquet_footers
 from spark_dedup.ids import jsonl
 from spark_dedup.ids.curator import parse_bytes
 from spark_dedup.ids.files import match_urls
 from spark_dedup.ids.splits import count_splits, rows_by_url
+from spark_dedup.listing import FileInfo, Named, list_files
 from spark_dedup.names import path_relation
 from spark_dedup.paths import is_local
 from spark_dedup.runtime import ensure_pyspark
-from spark_dedup.session import NANOS_AS_LONG, build_session, conf_of
+from spark_dedup.session import build_session
+from spark_dedup.settings import NANOS_AS_LONG, conf_of
 from spark_dedup.tables import col, require_columns
 
 if TYPE_CHECKING:
@@ -41,6 +34,7 @@ __all__ = [
     "check_compression",
     "check_size",
     "inspect_input",
+    "is_delta",
     "location_of",
     "plain_files",
     "read_input",
@@ -98,7 +92,7 @@ def inspect_input(
         remote_footers: look at files elsewhere than on a local disk, too.
 
     Raises:
-        FileNotFoundError: no such path, or no files.
+        MissingInputError: no such path, or no files.
         InputError: unsupported filetype, unreadable files, another schema.
     """
     found = find_source(spark, source, filetype=filetype)
@@ -190,7 +184,7 @@ def read_input(
     urls = match_urls(df.inputFiles(), [file.path for file in files])
     skipped = jsonl.check_lines(splits, {url: path for path, url in urls.items()}, on_bad_lines)
     if skipped:
-        df = df.where(col(jsonl.BAD).isNull())
+        df = df.where(jsonl.bad_text().isNull())
     return df.select(*kept), sum(rows_by_url(splits).values()) - skipped
 
 
@@ -245,6 +239,17 @@ def session_with(
                 "%s: this session no longer takes %s=%s: give it to the session's start", reason, key, value
             )
     return spark
+
+
+def is_delta(spark: SparkSession, source: Source) -> bool:
+    """Return whether a dataset is a Delta path or a Delta table, not a view of one."""
+    if source.kind != "table":
+        return source.kind == "delta"
+    try:
+        detail = spark.sql(f"DESCRIBE DETAIL {source.names[0]}").first()
+    except Exception:  # a view; its class differs between classic and Connect
+        return False
+    return detail is not None and detail["format"] == "delta"
 
 
 def table_version(spark: SparkSession, source: Named, *, filetype: str) -> str | None:

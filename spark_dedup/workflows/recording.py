@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from spark_dedup.datasets import Named
 from spark_dedup.limits import SafetyStopError
+from spark_dedup.listing import Named
 from spark_dedup.paths import Location
-from spark_dedup.session import job_progress, resolve_device
+from spark_dedup.progress import job_progress
+from spark_dedup.session import resolve_device
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from spark_dedup.datasets import list_files
 from spark_dedup.errors import InputError
 from spark_dedup.footers import parquet_footers
+from spark_dedup.listing import list_files
 from spark_dedup.paths import filesystem, is_local, move, spark_location, spark_path
 from spark_dedup.removal.vectors import NAMES_TO_MAP, nested_names
 
@@ -24,7 +24,7 @@ __all__ = [
     "write_view",
 ]
 
-_ENDINGS = {"jsonl": ".json", "parquet": ".parquet"}
+_ENDINGS = {"jsonl": (".json", ".txt"), "parquet": (".parquet",)}
 """How Spark ends the files it writes."""
 _JSON = {
     "ignoreNullFields": "false",
@@ -38,7 +38,7 @@ _MAPPING = {"delta.columnMapping.mode": "name"}
 def save(
     df: DataFrame, folder: str, *, filetype: str, output_kwargs: Mapping[str, Any] | None = None
 ) -> None:
-    """Add documents to a folder as ``parquet``, ``jsonl`` or ``delta``."""
+    """Add documents to a folder as ``parquet``, ``jsonl``, ``delta`` or ``text``, lines as they are."""
     options: dict[str, Any] = {}
     if filetype == "jsonl":
         options |= _JSON
@@ -57,26 +57,25 @@ def count_written(spark: SparkSession, folder: str, *, filetype: str) -> int:
     if filetype == "parquet" and is_local(folder):
         return sum(footer.num_rows for footer in parquet_footers(list_files(folder)))
     if filetype == "jsonl":
-        return spark.read.text(spark_path(folder)).count()
-    return (
-        spark.read.format(filetype)
-        .load(spark_location(folder) if filetype == "delta" else spark_path(folder))
-        .count()
-    )
+        return int(spark.read.text(spark_path(folder)).count())
+    path = spark_location(folder) if filetype == "delta" else spark_path(folder)
+    return int(spark.read.format(filetype).load(path).count())
 
 
 def name_files(folder: str, *, filetype: str, extension: str | None = None) -> None:
     """Give written files the ending asked for; JSON lines end in ``.jsonl`` by default."""
     wanted = extension or {"jsonl": "jsonl"}.get(filetype)
-    written = _ENDINGS.get(filetype)
-    if wanted is None or written is None:
+    if wanted is None:
         return
     fs, inner = filesystem(folder)
     for path in fs.ls(inner, detail=False):
         name = path.rsplit("/", 1)[-1]
-        head, ending, codec = name.rpartition(written)
-        if ending and not name.startswith(("_", ".")):
-            move(f"{folder}/{name}", f"{folder}/{head}.{wanted.lstrip('.')}{codec}")
+        for written in _ENDINGS.get(filetype, ()):
+            head, ending, codec = name.rpartition(written)
+            if ending and not name.startswith(("_", ".")):
+                move(f"{folder}/{name}", f"{folder}/{head}.{wanted.lstrip('.')}{codec}")
+                if fs.exists(checksum := f"{inner}/.{name}.crc"):  # Hadoop's, for the old name
+                    fs.rm_file(checksum)
 
 
 def check_balance(read: int, removed: int, written: int) -> None:
@@ -116,7 +115,7 @@ def write_table(
     options = {**_mapping(df), "overwriteSchema": "true", **(output_kwargs or {})}
     df.write.format("delta").options(**options).mode("overwrite" if replace else "error").saveAsTable(name)
     try:
-        check_balance(*expected, spark.table(name).count())
+        check_balance(*expected, int(spark.table(name).count()))
     except RuntimeError:
         if before is None:
             spark.sql(f"DROP TABLE {name}")
@@ -150,5 +149,5 @@ def write_view(
         expected: rows read, rows removed.
         replace: replace a view of that name.
     """
-    check_balance(*expected, spark.sql(query).count())
+    check_balance(*expected, int(spark.sql(query).count()))
     spark.sql(f"CREATE {'OR REPLACE ' if replace else ''}VIEW {name} AS {query}")

@@ -9,10 +9,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from spark_dedup.datasets import Named
+from spark_dedup.errors import named_errors
+from spark_dedup.listing import Named
 from spark_dedup.outputs import exclusive
 from spark_dedup.paths import Location
-from spark_dedup.session import active_or_build, parquet_as_it_is, settings
+from spark_dedup.session import active_or_build
+from spark_dedup.settings import parquet_as_it_is, settings
 from spark_dedup.tables import ID
 from spark_dedup.workflows.inputs import split_settings
 from spark_dedup.workflows.removal_inputs import check_arguments, inspect, is_there, listed_ids, names_table
@@ -27,7 +29,7 @@ __all__ = ["TextDuplicatesRemovalWorkflow"]
 logger = logging.getLogger(__name__)
 
 
-@dataclass(kw_only=True)
+@dataclass
 class TextDuplicatesRemovalWorkflow:
     """Write, or show, the documents whose id is not listed.
 
@@ -118,6 +120,7 @@ class TextDuplicatesRemovalWorkflow:
             logger.info("output %s exists and is left as it is", self.output_path)
             return self._result(started, read=0, removed=0)
         with ExitStack() as held:
+            held.enter_context(named_errors())
             held.enter_context(parquet_as_it_is(session))
             found = inspect(self, session)
             if not names_table(self):
@@ -139,7 +142,7 @@ class TextDuplicatesRemovalWorkflow:
                 "files": len(found.files) or None,
                 "bytes": found.num_bytes or None,
                 "rows": found.num_rows,
-                "ids_listed": listed_ids(self, session).count(),
+                "ids_listed": int(listed_ids(self, session).count()),
                 "writes": f"{self.output_path} ({self.output_filetype})",
             },
         )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from spark_dedup.datasets import Source, is_table_name, read_dataset
+from spark_dedup.datasets import Source, partition_root, read_dataset
 from spark_dedup.errors import InputError
-from spark_dedup.names import quote_name, split_name
+from spark_dedup.names import is_table_name, quote_name, split_name
 from spark_dedup.outputs import check_output
 from spark_dedup.paths import exists, normalise_path
 from spark_dedup.removal.delta import check_flat, relation
@@ -31,6 +31,7 @@ __all__ = [
     "inspect",
     "is_grouped",
     "is_there",
+    "keeps_lines",
     "listed_ids",
     "names_table",
     "table_name",
@@ -59,6 +60,9 @@ def check_arguments(job: TextDuplicatesRemovalWorkflow) -> None:
         raise InputError(f"output_mode must be one of {', '.join(OUTPUT_MODES)}, not {job.output_mode!r}")
     if job.drop_id_field and job.output_fields is not None and job.id_field in job.output_fields:
         raise InputError(f"Cannot drop id_field '{job.id_field}' when it is included in output_fields.")
+    for name in ("input_fields", "output_fields"):
+        if getattr(job, name) is not None and not getattr(job, name):
+            raise InputError(f"{name} is empty: name columns, or leave it out for all")
     if job.registry is not None and job.id_generator_path is not None:
         raise InputError("registry and id_generator_path both give ids: name one of them")
     if ids_are_made(job) and job.id_field != ID:
@@ -141,6 +145,22 @@ def ids_are_made(job: TextDuplicatesRemovalWorkflow) -> bool:
 def is_grouped(job: TextDuplicatesRemovalWorkflow) -> bool:
     """Return whether the files' ids are said to come from batches of several."""
     return job.input_files_per_partition is not None or job.input_blocksize is not None
+
+
+def keeps_lines(job: TextDuplicatesRemovalWorkflow, found: RemovalInput) -> bool:
+    """Return whether JSON lines are written as they were read: not where fields are chosen or made otherwise."""
+    read, written = (
+        {key for key, value in (options or {}).items() if value is not None}
+        for options in (job.input_kwargs, job.output_kwargs)
+    )
+    dropped = job.drop_id_field and not ids_are_made(job)
+    made_anew = ids_are_made(job) and ID in map(str.lower, found.df.columns)
+    return (
+        (found.source.kind, job.input_filetype, job.output_filetype) == ("files", "jsonl", "jsonl")
+        and (job.input_fields, job.output_fields) == (None, None)
+        and not (read or written - {"compression"} or dropped or made_anew)
+        and partition_root(found.files, found.source) is None
+    )
 
 
 def columns_of(job: TextDuplicatesRemovalWorkflow) -> list[str] | None:
@@ -258,3 +278,6 @@ def _check_columns(
     )
     wanted = [name for name in job.output_fields or [] if not (ids_are_made(job) and name == ID)]
     require_columns(df, wanted, where=str(found.source))
+    left = job.output_fields or [*df.columns, *([ID] if ids_are_made(job) else [])]
+    if job.drop_id_field and set(left) <= {job.id_field}:
+        raise InputError(f"nothing is left to write without {job.id_field!r}, the only column")

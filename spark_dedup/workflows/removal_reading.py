@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from spark_dedup.datasets import FileInfo, Named
+from spark_dedup.datasets import find_source, read_files
+from spark_dedup.ids import jsonl
 from spark_dedup.ids.assign import Documents, documents
 from spark_dedup.ids.files import FileRange
 from spark_dedup.ids.generator import IdGenerator
 from spark_dedup.ids.registry import IdRegistry
+from spark_dedup.listing import FileInfo, Named
 from spark_dedup.workflows.inputs import base_of, read_input
-from spark_dedup.workflows.removal_inputs import RemovalInput, columns_of, ids_are_made, is_grouped
+from spark_dedup.workflows.removal_inputs import (
+    RemovalInput,
+    columns_of,
+    ids_are_made,
+    is_grouped,
+    keeps_lines,
+)
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -28,10 +36,10 @@ def documents_of(
     found: RemovalInput,
     files: Sequence[FileInfo] | None = None,
 ) -> DataFrame:
-    """Return the documents with their id column, of all files or of some."""
+    """Return the documents with their id column, of all files or of some; JSON lines that are kept, as lines."""
     if files is not None:
         return _read(job, spark, found, [file.path for file in files], base_of(files, found.source))
-    return _read(job, spark, found) if ids_are_made(job) else found.df
+    return _read(job, spark, found) if ids_are_made(job) or keeps_lines(job, found) else found.df
 
 
 def ranges_of(
@@ -51,6 +59,8 @@ def _read(
     source = job.input_path if paths is None else paths
     if ids_are_made(job):
         return _made(job, spark, found, source, options).df
+    if keeps_lines(job, found):
+        return _lines(job, spark, found, source)
     return read_input(
         spark,
         source,
@@ -61,6 +71,21 @@ def _read(
         on_bad_lines=job.on_bad_lines,
         schema=_schema(found),
     )[0]
+
+
+def _lines(
+    job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: RemovalInput, named: Named
+) -> DataFrame:
+    """Return JSON lines with their ids, without those that are malformed and may be left out."""
+    from pyspark.sql import functions as F
+
+    source = find_source(spark, named, filetype="jsonl")
+    text = read_files(spark.read, source, "jsonl", job.input_file_extensions, as_text=True)
+    rows = jsonl.lines(text)
+    if job.on_bad_lines == "skip":
+        rows = rows.where(F.col(jsonl.BAD).isNull())
+    own = jsonl.parsed(F.col(jsonl.LINE), found.df.schema[job.id_field]).getField(job.id_field)
+    return rows.select(jsonl.LINE, own.alias(job.id_field))
 
 
 def _schema(found: RemovalInput) -> StructType | None:
@@ -95,6 +120,7 @@ def _made(
             blocksize=blocksize,
             files_per_partition=files_per_partition,
             schema=_schema(found),
+            as_lines=keeps_lines(job, found),
         )
 
     try:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import uuid
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from spark_dedup.datasets import FileInfo
+from spark_dedup.ids import jsonl
 from spark_dedup.ids.files import match_urls
+from spark_dedup.listing import FileInfo
+from spark_dedup.names import path_relation, quote_name, split_name
 from spark_dedup.outputs import staged
 from spark_dedup.paths import delete, spark_location, spark_path
+from spark_dedup.progress import job_progress
 from spark_dedup.removal import passes
-from spark_dedup.removal.delta import clone_without, view_query
+from spark_dedup.removal.delta import clone_without, drop_empty_files, relation, view_query
+from spark_dedup.removal.lines import one_object, unescaped, with_field
 from spark_dedup.removal.text import count_documents, count_listed, remove_duplicates
 from spark_dedup.removal.vectors import clone_files, hidden_by_id, hidden_by_range
-from spark_dedup.session import job_progress
 from spark_dedup.tables import col
+from spark_dedup.workflows.inputs import is_delta
 from spark_dedup.workflows.remaining import (
     check_balance,
     count_written,
@@ -25,6 +31,7 @@ from spark_dedup.workflows.remaining import (
 from spark_dedup.workflows.removal_inputs import (
     RemovalInput,
     fields_of,
+    ids_are_made,
     is_grouped,
     listed_ids,
     names_table,
@@ -58,12 +65,18 @@ def write(job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: Remova
             return counts
     if names_table(job):
         docs = documents_of(job, spark, found, _limited(job, found))
-        counts = _count(job, found, docs, listed, _is_long(listed))
-        with job_progress(spark, f"writing {table_name(job)}"):
-            kept = _shown(job, remove_duplicates(docs, listed, **fields_of(job)))
+        is_long = _is_long(listed)
+        counts = _count(job, found, docs, listed, is_long)
+        with ExitStack() as held, job_progress(spark, f"writing {table_name(job)}"):
+            if is_long and _can_hide(job, spark, found):
+                clone = _name_aside(job)
+                held.callback(spark.sql, f"DROP TABLE IF EXISTS {clone}")
+                kept = _hidden(job, spark, found, listed, clone)
+            else:
+                kept = remove_duplicates(docs, listed, **fields_of(job))
             write_table(
                 spark,
-                kept,
+                _shown(job, kept),
                 table_name(job),
                 expected=counts,
                 replace=overwrite,
@@ -90,7 +103,8 @@ def _write_aside(
             if found.source.kind == "files":
                 return _clone_files(job, spark, found, listed, aside)
             counts = _count(job, found, found.df, listed, _is_long(listed))
-            clone_without(spark, found.source, listed, aside, **fields_of(job))
+            clone_without(spark, found.source, listed, path_relation("delta", aside), **fields_of(job))
+            drop_empty_files(aside)
             return counts
     docs = documents_of(job, spark, found, _limited(job, found))
     with job_progress(spark, "counting listed documents"):
@@ -98,9 +112,44 @@ def _write_aside(
         if is_long and found.source.kind == "files" and not is_grouped(job):
             return _write_passes(job, spark, found, docs, listed, aside)
         counts = _count(job, found, docs, listed, is_long)
-    with job_progress(spark, "writing the documents that remain"):
-        _save(job, remove_duplicates(docs, listed, **fields_of(job)), aside)
+    with ExitStack() as held, job_progress(spark, "writing the documents that remain"):
+        if is_long and _can_hide(job, spark, found):
+            held.callback(delete, f"{aside}.clone")
+            kept = _hidden(job, spark, found, listed, path_relation("delta", f"{aside}.clone"))
+        else:
+            kept = remove_duplicates(docs, listed, **fields_of(job))
+        _save(job, kept, aside)
     return counts
+
+
+def _can_hide(job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: RemovalInput) -> bool:
+    """Return whether a long list may be applied by a clone, which joins ids alone and broadcasts nothing."""
+    is_read_as_it_is = not any(value is not None for value in (job.input_kwargs or {}).values())
+    # Delta cannot read a column of that name beside deletion vectors.
+    can_be_read = is_read_as_it_is and "_metadata" not in map(str.lower, found.df.columns)
+    if not can_be_read or ids_are_made(job) or not is_delta(spark, found.source):
+        return False
+    detail = spark.sql(f"DESCRIBE DETAIL {relation(found.source)}").first()
+    kept = detail["properties"] if detail else {}  # Iceberg's readers know no deletion vectors
+    return not any(kept[key] == "true" for key in kept if key.startswith("delta.enableIcebergCompat"))
+
+
+def _hidden(
+    job: TextDuplicatesRemovalWorkflow,
+    spark: SparkSession,
+    found: RemovalInput,
+    listed: DataFrame,
+    clone: str,
+) -> DataFrame:
+    """Return the documents that remain, as a clone shows them, which the caller drops."""
+    clone_without(spark, found.source, listed, clone, **fields_of(job))
+    return spark.table(clone).select(*[col(name) for name in found.df.columns])
+
+
+def _name_aside(job: TextDuplicatesRemovalWorkflow) -> str:
+    """Return a quoted name beside the output table's."""
+    *above, name = split_name(str(job.output_path))
+    return quote_name((*above, f"{name}__aside_{uuid.uuid4().hex[:8]}"))
 
 
 def _clone_files(
@@ -124,7 +173,7 @@ def _limited(job: TextDuplicatesRemovalWorkflow, found: RemovalInput) -> list[Fi
 
 
 def _is_long(listed: DataFrame) -> bool:
-    return listed.count() > passes.IDS_PER_PASS
+    return int(listed.count()) > passes.IDS_PER_PASS
 
 
 def _count(
@@ -169,7 +218,7 @@ def _write_passes(
     finally:
         delete(located_at)
     known = found.num_rows is not None and job.input_task_limit is None
-    return (found.num_rows or 0) if known else docs.count(), sum(counts.values())
+    return (found.num_rows or 0) if known else int(docs.count()), sum(counts.values())
 
 
 def _output_columns(job: TextDuplicatesRemovalWorkflow, df: DataFrame) -> list[str]:
@@ -182,4 +231,10 @@ def _shown(job: TextDuplicatesRemovalWorkflow, df: DataFrame) -> DataFrame:
 
 
 def _save(job: TextDuplicatesRemovalWorkflow, kept: DataFrame, folder: str) -> None:
-    save(_shown(job, kept), folder, filetype=job.output_filetype, output_kwargs=job.output_kwargs)
+    if jsonl.LINE not in kept.columns:
+        save(_shown(job, kept), folder, filetype=job.output_filetype, output_kwargs=job.output_kwargs)
+        return
+    line = unescaped(one_object(col(jsonl.LINE)))
+    if ids_are_made(job) and not job.drop_id_field:
+        line = with_field(line, job.id_field, col(job.id_field))
+    save(kept.select(line.alias("value")), folder, filetype="text", output_kwargs=job.output_kwargs)

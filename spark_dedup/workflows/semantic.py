@@ -10,16 +10,16 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from spark_dedup.datasets import read_dataset
-from spark_dedup.errors import InputError
+from spark_dedup.errors import InputError, named_errors
 from spark_dedup.exact import check_text
 from spark_dedup.ids.splits import on_gpu
 from spark_dedup.ledger import check_ledger
 from spark_dedup.limits import SafetyStopError, check_limits, over_a_limit
 from spark_dedup.outputs import exclusive, staged
 from spark_dedup.paths import Location, delete, exists, normalise_path, spark_location
+from spark_dedup.progress import job_progress
 from spark_dedup.rules import TEXT_LENGTH, check_source_rules, with_text_length
 from spark_dedup.semantic.cluster_reading import StoredClusters, one_cluster
-from spark_dedup.semantic.embeddings import named_errors
 from spark_dedup.semantic.identify import check_eps
 from spark_dedup.semantic.pairwise import pairwise_similarity
 from spark_dedup.semantic.ranking import (
@@ -27,8 +27,10 @@ from spark_dedup.semantic.ranking import (
     L2_DIST_TO_CENT_COL,
     RankingStrategy,
     check_ranking,
+    require_ranking,
 )
-from spark_dedup.session import active_or_build, job_progress, parquet_as_it_is
+from spark_dedup.session import active_or_build, require_checkpoints
+from spark_dedup.settings import parquet_as_it_is
 from spark_dedup.workflows.clusters import KMEANS_FOLDER, KMeansStage, given_options, read_centroids
 from spark_dedup.workflows.inputs import JobInput, check_compression
 from spark_dedup.workflows.planning import plan_of
@@ -92,8 +94,8 @@ class SemanticDeduplicationWorkflow(KMeansStage):
     The other arguments are those of :class:`KMeansStage`; ``write_kwargs`` are for ``duplicates``.
     """
 
-    _: KW_ONLY
     cache_path: Location | None = None
+    _: KW_ONLY
     distance_metric: str = "cosine"
     which_to_keep: str = "hard"
     ranking_strategy: RankingStrategy | None = None
@@ -211,6 +213,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
     def _inspect(self, spark: SparkSession, folders: Sequence[str]) -> JobInput:
         found = super()._inspect(spark, folders)
         if self.ledger is not None:
+            require_checkpoints(spark)
             check_ledger(spark, self.ledger, dict(self._read(spark).dtypes)[self.id_field])
         return found
 
@@ -247,6 +250,13 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             return super()._input_fields()
         fields = [name for name in super()._input_fields() if name != TEXT_LENGTH]
         return list(dict.fromkeys([*fields, self.keep_longest]))
+
+    def _require(self, df: DataFrame, columns: Sequence[str], *, where: str) -> None:
+        if self.ranking_strategy is not None:
+            made = (COSINE_DIST_TO_CENT_COL, L2_DIST_TO_CENT_COL)
+            ranked = [name for name in self.ranking_strategy.metadata_cols if name not in made]
+            require_ranking(df, ranked, where=f"{where}; it has")
+        super()._require(df, columns, where=where)
 
     def _read(self, spark: SparkSession) -> DataFrame:
         df = super()._read(spark)
@@ -328,7 +338,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
     ) -> dict[str, Any]:
         rows = ledger_rows(self, spark, cache)
         with job_progress(spark, "counting groups"):
-            num_groups = rows.select("group_id", "kept_id").distinct().count()
+            num_groups = int(rows.select("group_id", "kept_id").distinct().count())
         return record_run(
             spark,
             ledger,

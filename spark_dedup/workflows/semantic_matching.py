@@ -12,9 +12,9 @@ from spark_dedup import rules
 from spark_dedup.datasets import read_dataset
 from spark_dedup.outputs import staged
 from spark_dedup.paths import spark_location
+from spark_dedup.progress import job_progress
 from spark_dedup.semantic.identify import above_threshold, identify_semantic
 from spark_dedup.semantic.ranking import OrderKey
-from spark_dedup.session import job_progress
 from spark_dedup.tables import col
 from spark_dedup.workflows.clusters import KMEANS_FOLDER, given_options
 
@@ -54,7 +54,7 @@ def identify(
     if job.source_field is not None:
         by_source = rules.count_by_source(_records(job, spark, cache), source_field="source")
     ids = _ids_to_remove(job, spark, cache)
-    count = ids.count()
+    count = int(ids.count())
     files = max(1, -(-count // _IDS_PER_FILE))
     options = given_options(job.write_kwargs)
     if job._duplicates_num_row_groups_hint is not None:

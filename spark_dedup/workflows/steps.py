@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from spark_dedup.datasets import FileInfo
+from spark_dedup.listing import FileInfo
 from spark_dedup.paths import Location, delete, exists, filesystem, normalise_path
 
 __all__ = ["Steps", "fingerprint", "refuse_finished", "steps_of"]
@@ -44,8 +44,8 @@ def refuse_finished(output: Location, *, owned: Sequence[str], mode: str) -> Non
     there = [name for name in owned if exists(f"{folder}/{name}")]
     if there and mode == "error" and (record is None or record["finished"]):
         raise FileExistsError(
-            f"output {folder} holds {', '.join(there)} of a finished run: choose another output folder "
-            "or ask for overwriting"
+            f"output {folder} holds {', '.join(there)} of a finished run: choose another output folder, "
+            'or output_mode="overwrite" (a semantic job: clear_output=True; a command: --overwrite or --clear)'
         )
 
 

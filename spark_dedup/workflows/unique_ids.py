@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from spark_dedup.datasets import FileInfo
 from spark_dedup.errors import InputError
 from spark_dedup.footers import alike_columns, parquet_footers
+from spark_dedup.listing import FileInfo
 from spark_dedup.paths import is_local
-from spark_dedup.session import conf_of
+from spark_dedup.settings import conf_of
 from spark_dedup.tables import col
 
 if TYPE_CHECKING:

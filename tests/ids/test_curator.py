@@ -1,8 +1,8 @@
 import pytest
 
-from spark_dedup.datasets import FileInfo
 from spark_dedup.errors import InputError
 from spark_dedup.ids.curator import group_files, parse_bytes
+from spark_dedup.listing import FileInfo
 
 # The sizes of dask's own documentation of this notation, which Curator uses.
 SIZES = {

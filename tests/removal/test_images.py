@@ -71,6 +71,15 @@ def test_bad_lists(spark, tmp_path, monkeypatch):
         _ = stage.num_removed
 
 
+def test_a_session_that_observes_nothing_counts_in_a_job_of_its_own(spark, tmp_path, monkeypatch):
+    """As Spark Connect before 4.0."""
+    monkeypatch.setattr("spark_dedup.removal.images._observation", lambda _: None)
+    images = spark.createDataFrame([(1, b"x"), (2, b"y"), (None, b"z")], "image_id int, png binary")
+    stage = ImageDuplicatesRemovalStage(list_ids(tmp_path / "ids", [1]))
+    kept = stage.process(images)
+    assert (kept.count(), stage.num_removed, kept.columns) == (2, 1, images.columns)
+
+
 def test_ids_of_other_types_match_only_when_cast(spark, tmp_path, caplog):
     images = spark.createDataFrame([(1,), (2,), (None,)], "image_id int").coalesce(1)
     listed = list_ids(tmp_path / "ids", ["1", "02"])

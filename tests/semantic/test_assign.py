@@ -4,10 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from spark_dedup.errors import InputError
+from spark_dedup.errors import InputError, named_errors
 from spark_dedup.kernels.arrays import normalise
 from spark_dedup.semantic.assign import assign_clusters, cluster_layout
-from spark_dedup.semantic.embeddings import from_matrix, named_errors
+from spark_dedup.semantic.embeddings import from_matrix
 from spark_dedup.semantic.kmeans import KMeansModel
 
 
@@ -65,6 +65,12 @@ def test_unusable_rows_fail_the_job_with_a_named_error_or_are_dropped(spark):
         assign_clusters(df.coalesce(1), model).collect()
     kept = assign_clusters(df, model, invalid_embeddings="drop").collect()
     assert sorted((r.id, r.centroid) for r in kept) == [(1, 0), (5, 1)]
+
+
+def test_workers_without_the_package_are_named():
+    said = "Job aborted\nPythonException: ModuleNotFoundError: No module named 'numpy'\n\tat java"
+    with pytest.raises(InputError, match="workers has no numpy: install spark_dedup"), named_errors():
+        raise RuntimeError(said)
 
 
 def test_other_errors_pass_unchanged():

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from spark_dedup.errors import InputError
-from spark_dedup.semantic.audit import audit_recall, ratio_interval
+from spark_dedup.semantic.audit import audit_recall
+from spark_dedup.semantic.recall import ratio_interval
 
 SCHEMA = "id string, embeddings array<float>, centroid int"
 

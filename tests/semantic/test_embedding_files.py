@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from pyspark.sql import functions as F
 
 from spark_dedup import KMeansStage, SemanticDeduplicationWorkflow
-from spark_dedup.datasets import list_files, read_dataset
+from spark_dedup.datasets import read_dataset
 from spark_dedup.errors import InputError
+from spark_dedup.listing import list_files
 from spark_dedup.semantic import embedding_files
 from spark_dedup.semantic.assign import assign_clusters
 from spark_dedup.semantic.embedding_files import EmbeddingFiles, RowGroup, find_embedding_files, id_keys

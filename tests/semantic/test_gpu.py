@@ -214,15 +214,24 @@ class Cluster:
 )
 def test_tasks_are_one_per_gpu_of_the_cluster(monkeypatch, share, each, executors, slots, expected):
     monkeypatch.setattr(gpu, "barrier_slots", lambda _: slots)
-    monkeypatch.setattr(gpu, "_executors", lambda _: executors)
+    monkeypatch.setattr(gpu, "count_executors", lambda _: executors)
     conf = {"spark.task.resource.gpu.amount": share, "spark.executor.resource.gpu.amount": each}
     count, profile = gpu.gpu_tasks(Cluster(**conf))
     assert count == expected
     assert (profile is None) == (share == "1")
 
 
+def test_tasks_that_share_a_gpu_cannot_fit_on_spark_3(monkeypatch):
+    monkeypatch.setattr(gpu, "barrier_slots", lambda _: 4)
+    monkeypatch.setattr(gpu, "count_executors", lambda _: 1)
+    monkeypatch.setattr("pyspark.__version__", "3.5.9")
+    with pytest.raises(InputError, match=r"needs Spark 4.0 or newer, this is 3.5.9"):
+        gpu.gpu_tasks(Cluster(**{"spark.task.resource.gpu.amount": "0.25"}))
+    assert gpu.gpu_tasks(Cluster(**{"spark.task.resource.gpu.amount": "1"})) == (4, None)
+
+
 def test_executors_are_counted_without_the_driver(spark):
-    assert gpu._executors(spark) == 0
+    assert gpu.count_executors(spark) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """How tasks find each other: whatever else listens or calls, and whoever starts first."""
 
 import contextlib
+import itertools
 import socket
 import threading
 import time
@@ -42,9 +43,9 @@ def meet(meeting, size, delay=lambda rank: 0.0):
 
 
 @contextlib.contextmanager
-def strangers(ports, behave):
-    """Listen on ports and treat every caller with ``behave``."""
-    listeners = [socket.create_server(("127.0.0.1", port)) for port in ports]
+def strangers(count, behave):
+    """Listen on ``count`` free ports and treat every caller with ``behave``; gives the ports."""
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     held = []
 
     def serve(listener):
@@ -56,7 +57,7 @@ def strangers(ports, behave):
 
     for listener in listeners:
         threading.Thread(target=serve, args=(listener,), daemon=True).start()
-    yield
+    yield tuple(listener.getsockname()[1] for listener in listeners)
     for sock in [*listeners, *held]:
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_RDWR)
@@ -93,8 +94,8 @@ def test_all_meet_whoever_starts_last(meeting, late):
 )
 def test_strangers_on_the_first_ports_are_passed_by(meeting, behave, monkeypatch):
     monkeypatch.setattr(peers, "_HANDSHAKE_SECONDS", 1)
-    with strangers(meeting.ports[:2], behave):
-        assert meet(meeting, 3) == [(Star, [0, 1, 2])] * 3
+    with strangers(2, behave) as taken:
+        assert meet(Meeting(taken + meeting.ports, meeting.secret), 3) == [(Star, [0, 1, 2])] * 3
 
 
 @pytest.mark.parametrize("says", [b"", b"GET / HTTP/1.0\r\n\r\n"], ids=["silent", "talking"])
@@ -102,12 +103,12 @@ def test_strangers_that_call_are_turned_away(meeting, says, monkeypatch):
     monkeypatch.setattr(peers, "_HANDSHAKE_SECONDS", 1)
 
     def call():
-        for _ in range(200):
+        for port in itertools.islice(itertools.cycle(meeting.ports), 2000):
             with contextlib.suppress(OSError):
-                sock = socket.create_connection(("127.0.0.1", meeting.ports[0]))
+                sock = socket.create_connection(("127.0.0.1", port))
                 sock.sendall(says)
                 return sock
-            time.sleep(0.005)
+            time.sleep(0.001)
         raise AssertionError("nobody listened")
 
     with ThreadPoolExecutor(1) as thread:
@@ -129,12 +130,12 @@ def test_a_task_that_never_comes_leaves_the_barriers_own_exchange(meeting, monke
         assert isinstance(found, Gathering)
 
 
-def test_no_free_port_leaves_the_barriers_own_exchange(meeting, monkeypatch, caplog):
+def test_no_free_port_leaves_the_barriers_own_exchange(monkeypatch, caplog):
     monkeypatch.setattr(peers, "_CONNECT_SECONDS", 0.2)
     monkeypatch.setattr(peers, "_HANDSHAKE_SECONDS", 1)
-    with strangers(meeting.ports, lambda caller: caller.close()):
+    with strangers(3, lambda caller: caller.close()) as taken:
         for rank in (0, 1):
-            with connect(task_of(rank, 2), meeting) as found:
+            with connect(task_of(rank, 2), Meeting(taken, b"secret")) as found:
                 assert isinstance(found, Gathering)
     assert "none of the ports" in caplog.text
 

@@ -280,11 +280,13 @@ def test_plan_touches_nothing(spark, tmp_path):
         ({"output_mode": "append"}, "output_mode must be"),
         ({"keep": [("a", "up")]}, "keep takes columns"),
         ({"input_blocksize": "much"}, "not a size"),
-        ({"total_nparts": 0}, "must be 1 or more"),
+        ({"total_nparts": 0}, "total_nparts must be a whole number of at least 1"),
+        ({"total_nparts": "8"}, "total_nparts must be a whole number of at least 1, not .8."),
         (
             {"write_kwargs": {"compression": "zip"}},
             "write_kwargs: compression 'zip' is not one of none, uncompressed, snappy",
         ),
+        ({"rmm_pool_size": "much"}, "not a size in bytes: 'much'"),
     ],
 )
 def test_arguments(arguments, says):

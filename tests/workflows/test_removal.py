@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from pyspark.sql import functions as F
 
 from spark_dedup import CURATOR_DEDUP_ID_STR as ID
 from spark_dedup import IdGenerator, TextDuplicatesRemovalWorkflow
@@ -186,6 +187,9 @@ def test_jsonl(spark, given, tmp_path):
     want = [{"text": row["text"], "meta": row["meta"]} for row in kept()]
     assert sorted(map(json.loads, text.rstrip("\n").split("\n")), key=lambda r: r["meta"]["a"]["b"]) == want
     assert " ü " in text
+    assert not list((tmp_path / "out").glob(".*.json.crc"))  # of files that are there no longer
+    with pytest.raises(InputError, match="nothing is left to write without 'id'"):
+        job(given, tmp_path / "none", drop_id_field=True, input_fields=["id"]).run(spark)
     again = TextDuplicatesRemovalWorkflow(
         input_path=str(tmp_path / "out"),
         ids_to_remove_path=given / "ids",
@@ -317,6 +321,32 @@ def test_a_long_list_is_not_broadcast_to_be_counted(spark, given, tmp_path, monk
     assert [plan.count("BroadcastExchange") for plan in plans] == [broadcasts]
 
 
+@pytest.mark.parametrize("written", ["folder", "table"])
+def test_a_long_list_is_not_broadcast_for_delta(spark, given, tmp_path, monkeypatch, written):
+    monkeypatch.setattr(passes, "IDS_PER_PASS", 2)
+    monkeypatch.setattr(removal_writing, "remove_duplicates", lambda *_, **__: pytest.fail("broadcast"))
+    docs = spark.read.parquet(str(given / "in")).withColumn("odd name", F.col("id") % 2)
+    mapped = {"delta.columnMapping.mode": "name"}
+    docs.write.format("delta").partitionBy("odd name").options(**mapped).save(str(tmp_path / "docs"))
+    before = hashes(tmp_path / "docs")
+    target = tmp_path / "out" if written == "folder" else "long_lists.kept"
+    wanted = {"input_fields": ["text", "odd name", "id"], "input_path": tmp_path / "docs"}
+    spark.sql("CREATE SCHEMA IF NOT EXISTS long_lists")
+    try:
+        made = {"output_filetype": "delta"} if written == "table" else {}
+        done = job(given, target, **wanted, **made).run(spark)
+        got = spark.read.parquet(str(target)) if written == "folder" else spark.table(target)
+        assert got.columns == ["text", "odd name", "id"]
+        rows = sorted((row["id"], row["text"], row["odd name"]) for row in got.collect())
+        assert len(spark.catalog.listTables("long_lists")) == (written == "table")
+    finally:
+        spark.sql("DROP SCHEMA long_lists CASCADE")
+    assert (done["num_documents"], done["num_duplicates_removed"]) == (40, 6)
+    assert rows == [(row["id"], row["text"], row["id"] % 2) for row in kept()]
+    assert hashes(tmp_path / "docs") == before
+    assert sorted(os.listdir(tmp_path)) == ["docs", *(["out"] if written == "folder" else [])]
+
+
 def plan_of(df):
     return df._jdf.queryExecution().executedPlan().toString()
 
@@ -403,6 +433,7 @@ def test_nothing_and_everything_listed(spark, given, tmp_path):
         ({"registry": "a", "id_generator_path": "b", "id_field": ID}, "name one of them"),
         ({"registry": "a"}, "assigned ids are called"),
         ({"input_task_limit": 0}, "must be 1 or more"),
+        ({"output_fields": []}, "output_fields is empty: name columns"),
         (
             {"output_kwargs": {"compression": "zip"}},
             "output_kwargs: compression 'zip' is not one of none, uncompressed, snappy",
@@ -420,6 +451,8 @@ def test_arguments(given, arguments, says):
 def test_aliases(given):
     made = job(given, "out", input_id_field="a", ids_to_remove_duplicate_id_field="b")
     assert (made.id_field, made.duplicate_id_field) == ("a", "b")
+    by_place = TextDuplicatesRemovalWorkflow("in", "ids", "out", "jsonl")
+    assert (by_place.ids_to_remove_path, by_place.input_filetype) == ("ids", "jsonl")
 
 
 def test_connect(run_connect, given, tmp_path):
@@ -435,3 +468,22 @@ removed = TextDuplicatesRemovalWorkflow(
 print(done["num_documents_written"], removed["num_documents_written"])
 """)
     assert out.splitlines()[-1] == "40 34"
+
+
+@pytest.mark.parametrize("odd", ["append only", "Iceberg", "_metadata"])
+def test_a_long_list_for_a_delta_table_that_deletion_vectors_do_not_suit(
+    spark, given, tmp_path, monkeypatch, odd
+):
+    monkeypatch.setattr(passes, "IDS_PER_PASS", 2)
+    docs = spark.read.parquet(str(given / "in")).select("id", "text")
+    options = {
+        "append only": {"delta.appendOnly": "true"},
+        "Iceberg": {"delta.enableIcebergCompatV1": "true", "delta.columnMapping.mode": "name"},
+    }.get(odd, {})
+    docs = docs if options else docs.withColumn("_metadata", F.lit("own"))
+    docs.write.format("delta").options(**options).save(str(tmp_path / "docs"))
+    done = job(given, tmp_path / "out", input_path=tmp_path / "docs").run(spark)
+    assert (done["num_documents"], done["num_duplicates_removed"]) == (40, 6)
+    got = spark.read.parquet(str(tmp_path / "out"))
+    assert got.columns == docs.columns
+    assert sorted(row[0] for row in got.select("id").collect()) == [row["id"] for row in kept()]

@@ -212,7 +212,10 @@ def test_bad_input_before_any_work(spark, tmp_path):
         ({"which_to_keep": "best"}, "which_to_keep"),
         ({"distance_metric": "l1"}, "distance_metric"),
         ({"n_probe": 0}, "n_probe"),
-        ({"ranking_strategy": RankingStrategy(["absent"])}, "absent"),
+        (
+            {"ranking_strategy": RankingStrategy(["absent"])},
+            r"Required columns \['absent'\] not found in .*in; it has",
+        ),
         ({"ranking_strategy": "hard"}, "ranking_strategy must be a RankingStrategy, not 'hard'"),
         ({"id_field": "embeddings"}, "id_field and embedding_field are both 'embeddings'"),
         ({"random_state": -1}, "random_state must be a whole number"),

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from spark_dedup.datasets import FileInfo
+from spark_dedup.listing import FileInfo
 from spark_dedup.workflows.steps import Steps, fingerprint, steps_of
 
 OWNED = ["ids", "list.json"]

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from spark_dedup.datasets import list_files
 from spark_dedup.errors import InputError
+from spark_dedup.listing import list_files
 from spark_dedup.workflows import unique_ids
 from spark_dedup.workflows.unique_ids import check_unique_ids
 

@@ -1,0 +1,159 @@
+"""Files that a user's paths stand for, on any store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import PurePosixPath
+
+from spark_dedup.errors import InputError, MissingInputError
+from spark_dedup.names import is_table_name
+from spark_dedup.paths import Location, exists, filesystem, is_local, normalise_path
+
+__all__ = ["EXTENSIONS", "FileInfo", "Named", "check_there", "endings_of", "is_small", "list_files"]
+
+Named = Location | Sequence[Location]
+
+EXTENSIONS: dict[str, tuple[str, ...]] = {
+    "parquet": (".parquet",),
+    "jsonl": (".jsonl", ".json", ".jsonl.gz", ".json.gz"),
+}
+_SMALL_BYTES, _SMALL_FILES = 8 << 20, 1000
+
+
+@dataclass(frozen=True, order=True)
+class FileInfo:
+    """One input file.
+
+    Attributes:
+        path: as NeMo Curator lists it: a local path absolute and without ``file:``, a remote one with its scheme.
+        size: bytes.
+        modified_ms: modification time in milliseconds since 1970.
+    """
+
+    path: str
+    size: int
+    modified_ms: int
+
+
+def list_files(
+    source: Named,
+    *,
+    filetype: str = "parquet",
+    extensions: Sequence[str] | None = None,
+    ignore_case: bool = False,
+) -> list[FileInfo]:
+    """List the data files under paths, recursively, sorted by path.
+
+    Names that Spark does not read - with a leading ``_`` or ``.`` - are left out. A path that is a file itself
+    is taken whatever its ending.
+
+    Args:
+        source: a path or paths.
+        filetype: ``parquet`` or ``jsonl``.
+        extensions: endings to take instead of the filetype's own.
+        ignore_case: take ``.JPG`` and ``.Jpg`` for ``.jpg``.
+
+    Raises:
+        MissingInputError: when a path does not exist or holds no such file.
+        InputError: when a Delta table lies below a path: its files hold deleted rows too.
+    """
+    endings = tuple(e if e.startswith(".") else f".{e}" for e in endings_of(filetype, extensions))
+    fold = str.lower if ignore_case else str
+    folded = tuple(map(fold, endings))
+
+    def wanted(name: str) -> bool:
+        return fold(name).endswith(folded)
+
+    given = [source] if isinstance(source, str | PathLike) else list(source)
+    found: set[FileInfo] = set()
+    for path in map(normalise_path, given):
+        if not exists(path):
+            raise MissingInputError(f"no such path: {path}")
+        here = set(_walk_local(path, wanted) if is_local(path) else _walk_remote(path, wanted))
+        if not here:
+            raise MissingInputError(f"no input files: {path} holds no file ending in {', '.join(endings)}")
+        found |= here
+    return sorted(found)
+
+
+def endings_of(filetype: str, extensions: Sequence[str] | None) -> Sequence[str]:
+    """Return the endings of files to take: those asked for, else the filetype's own."""
+    if isinstance(extensions, str):
+        return (extensions,)
+    return extensions or EXTENSIONS[filetype]
+
+
+def check_there(source: Named) -> None:
+    """Check that local paths exist, without a session; what may be a table's name is left to ``find_source``.
+
+    Raises:
+        MissingInputError: naming the first that does not.
+    """
+    given = [source] if isinstance(source, str | PathLike) else list(source)
+    for path in (normalise_path(path) for path in given if not is_table_name(path)):
+        if is_local(path) and not os.path.exists(path):
+            raise MissingInputError(f"no such path: {path}")
+
+
+def is_small(source: Named) -> bool:
+    """Return whether a source is local files of a few megabytes together, without looking at more of them."""
+    given = [source] if isinstance(source, str | PathLike) else list(source)
+    held, seen = 0, 0
+    for path in map(normalise_path, given):
+        if not is_local(path) or not os.path.exists(path):
+            return False
+        files = (
+            [path] if os.path.isfile(path) else (f"{d}/{f}" for d, _, names in os.walk(path) for f in names)
+        )
+        for file in files:
+            held, seen = held + os.lstat(file).st_size, seen + 1
+            if held > _SMALL_BYTES or seen > _SMALL_FILES:
+                return False
+    return True
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or (name.startswith("_") and "=" not in name)
+
+
+def _walk_local(root: str, wanted: Callable[[str], bool]) -> Iterator[FileInfo]:
+    if os.path.isfile(root):
+        stat = os.stat(root)
+        yield FileInfo(root, stat.st_size, stat.st_mtime_ns // 1_000_000)
+        return
+    folders = [root]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.name == "_delta_log" and entry.is_dir():
+                    raise InputError(
+                        f"{os.path.dirname(entry.path)} below {root} is a Delta table: read it on its own"
+                    )
+                if _hidden(entry.name):
+                    continue
+                if entry.is_dir():
+                    folders.append(entry.path)
+                elif wanted(entry.name):
+                    if ":" in entry.name:
+                        raise InputError(
+                            f"{entry.path}: Hadoop cannot read a local file whose name holds ':' (folders' names "
+                            "may): rename the file"
+                        )
+                    stat = entry.stat()
+                    yield FileInfo(entry.path, stat.st_size, stat.st_mtime_ns // 1_000_000)
+
+
+def _walk_remote(root: str, wanted: Callable[[str], bool]) -> Iterator[FileInfo]:
+    fs, inner = filesystem(root)
+    single = fs.isfile(inner)
+    for path, info in fs.find(inner, detail=True).items():
+        below = PurePosixPath(path[len(inner) :].lstrip("/")).parts
+        if single or (wanted(path) and not any(map(_hidden, below))):
+            modified = info.get("LastModified") or info.get("mtime") or info.get("last_modified") or 0
+            seconds = modified.timestamp() if hasattr(modified, "timestamp") else float(modified)
+            # A store's own name of a path may lack what Spark needs, such as HDFS's host or Azure's account.
+            spelled = root + path[len(inner.rstrip("/")) :]
+            yield FileInfo(spelled, int(info["size"]), int(seconds * 1000))
