@@ -173,10 +173,15 @@ def documents(
         return read_files(reader.schema(known) if known else reader, source, filetype, extensions)
 
     if filetype == "jsonl":
-        lines = None
-        if as_lines:
-            lines = jsonl.lines(read_files(spark.read, source, filetype, extensions, as_text=True))
-        return _jsonl_documents(spark, read, ranges_by, ids, source, files, columns, on_bad_lines, lines)
+        text = None
+        if not any(
+            value is not None for value in (read_kwargs or {}).values()
+        ):  # they may say what a line is
+            text = read_files(spark.read, source, filetype, extensions, as_text=True)
+        lines = jsonl.lines(text) if as_lines and text is not None else None
+        return _jsonl_documents(
+            spark, read, ranges_by, ids, source, files, columns, on_bad_lines, text, lines
+        )
     df = read()
     kept = _kept(df.columns, columns, source)
     given = partition_values(files[0], source) if partition_root(files, source) is not None else {}
@@ -218,6 +223,7 @@ def _jsonl_documents(
     files: Sequence[FileInfo],
     columns: Sequence[str] | None,
     on_bad_lines: str,
+    text: DataFrame | None,
     lines: DataFrame | None,
 ) -> Documents:
     """Count splits in one pass, which also finds malformed lines; register; read by split."""
@@ -225,7 +231,10 @@ def _jsonl_documents(
     kept = _kept(there, columns, source)
     urls = match_urls(df.inputFiles(), [file.path for file in files])
     found = count_splits(to_count, bad=jsonl.bad_text())
-    skipped = jsonl.check_lines(found, {url: path for path, url in urls.items()}, on_bad_lines)
+    paths = {url: path for path, url in urls.items()}
+    skipped = jsonl.check_lines(found, paths, on_bad_lines)
+    if text is not None:
+        jsonl.check_ends(text, paths)
     counts = rows_by_url(found)
     ranges = ranges_by(lambda asked: [counts.get(urls[file.path], 0) for file in asked])
     bad = jsonl.bad_text()

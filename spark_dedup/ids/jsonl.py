@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
     from pyspark.sql.types import StructField, StructType
 
-__all__ = ["BAD", "LINE", "OPTIONS", "bad_text", "check_lines", "lines", "open_jsonl", "parsed"]
+__all__ = ["BAD", "LINE", "OPTIONS", "bad_text", "check_ends", "check_lines", "lines", "open_jsonl", "parsed"]
 
 logger = logging.getLogger(__name__)
 
@@ -71,10 +71,7 @@ def lines(text: DataFrame) -> DataFrame:
     """
     from pyspark.sql import functions as F
 
-    line = F.when(F.col("value").startswith("\ufeff"), F.substring("value", 2, 1 << 30)).otherwise(
-        F.col("value")
-    )
-    rows = text.where(F.btrim("value", F.lit(" \t")) != "").select(line.alias(LINE))
+    rows = text.where(_is_filled()).select(_line().alias(LINE))
     # A column of text may hold what is no UTF-8, which the reader of JSON refuses; a replacement mends it.
     mended = F.regexp_replace(LINE, "^", "").cast("binary")
     is_text = F.col(LINE).cast("binary") == mended
@@ -86,6 +83,20 @@ def lines(text: DataFrame) -> DataFrame:
     return rows.where(F.when(refused, F.raise_error(F.lit(_ARRAY)).cast("boolean")).otherwise(F.lit(True)))
 
 
+def _is_filled() -> Column:
+    from pyspark.sql import functions as F
+
+    return F.btrim("value", F.lit(" \t")) != ""
+
+
+def _line() -> Column:
+    """Return the text of a line without a byte order mark."""
+    from pyspark.sql import functions as F
+
+    value = F.col("value")
+    return F.when(value.startswith("\ufeff"), F.substring(value, 2, 1 << 30)).otherwise(value)
+
+
 def parsed(line: Column, *fields: StructField) -> Column:
     """Return some fields of a JSON line as the reader of JSON files would give them, and ``BAD``."""
     from pyspark.sql import functions as F
@@ -93,6 +104,38 @@ def parsed(line: Column, *fields: StructField) -> Column:
 
     schema = StructType([*fields, StructField(NONE, StringType()), StructField(BAD, StringType())])
     return F.from_json(line, schema, OPTIONS)
+
+
+def check_ends(text: DataFrame, paths: Mapping[str, str]) -> None:
+    """Check that lines end with their object; Spark's reader leaves the rest out, be it another document.
+
+    So do lines of files that were joined where one did not end in a newline.
+
+    Args:
+        text: the files, read as text.
+        paths: URL → path.
+
+    Raises:
+        InputError: some go on; names files and the lines' text.
+    """
+    from pyspark.sql import functions as F
+
+    def is_one(line: Column) -> Column:
+        array = F.from_json(F.concat(F.lit("["), line, F.lit("]")), f"array<struct<{NONE}:string>>")
+        return F.coalesce(F.size(array) == 1, F.lit(False))
+
+    line = _line()
+    # A comma after the object does no harm, and malformed lines are told by others.
+    goes_on = parsed(line).getField(BAD).isNull() & ~is_one(F.regexp_replace(line, r"[,\s]+$", ""))
+    found = text.where(_is_filled() & ~is_one(line)).where(goes_on)
+    shown = found.select(F.input_file_name().alias("url"), F.substring(line, 1, 60).alias("text"))
+    counted = shown.groupBy("url").agg(F.count("*").alias("n"), F.min("text").alias("text"))
+    rows = counted.orderBy("url").limit(5).collect()
+    if rows:
+        places = "; ".join(f"{paths[row['url']]}: {row['n']}, such as {row['text']!r}" for row in rows)
+        raise InputError(
+            f"line(s) go on after their object, in {places}: give every document a line of its own"
+        )
 
 
 def check_lines(splits: Sequence[Split], paths: Mapping[str, str], on_bad_lines: str) -> int:

@@ -182,7 +182,10 @@ def read_input(
     splits = count_splits(to_count, bad=jsonl.bad_text())
     files = list_files(list(found.names), filetype=filetype, extensions=extensions)
     urls = match_urls(df.inputFiles(), [file.path for file in files])
-    skipped = jsonl.check_lines(splits, {url: path for path, url in urls.items()}, on_bad_lines)
+    paths = {url: path for path, url in urls.items()}
+    skipped = jsonl.check_lines(splits, paths, on_bad_lines)
+    if not any(value is not None for value in (read_kwargs or {}).values()):  # they may say what a line is
+        jsonl.check_ends(read_files(spark.read, found, filetype, extensions, as_text=True), paths)
     if skipped:
         df = df.where(jsonl.bad_text().isNull())
     return df.select(*kept), sum(rows_by_url(splits).values()) - skipped

@@ -111,7 +111,9 @@ def _write_aside(
         is_long = _is_long(listed)
         if is_long and found.source.kind == "files" and not is_grouped(job):
             return _write_passes(job, spark, found, docs, listed, aside)
-        counts = _count(job, found, docs, listed, is_long)
+        # Lines that are kept give their ids at the price of a second parse.
+        counted = docs if ids_are_made(job) or job.input_task_limit is not None else found.df
+        counts = _count(job, found, counted, listed, is_long)
     with ExitStack() as held, job_progress(spark, "writing the documents that remain"):
         if is_long and _can_hide(job, spark, found):
             held.callback(delete, f"{aside}.clone")

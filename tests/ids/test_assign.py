@@ -1,3 +1,4 @@
+import contextlib
 import gzip
 import json
 import logging
@@ -336,6 +337,32 @@ def test_malformed_lines_are_named_by_file_and_line(spark, tmp_path):
     assert f'{path} line 5: \'{{"file": "f", "pl\'' in message
     assert f"{tmp_path / 'docs' / 'b.jsonl.gz'} line 3: " in message
     assert ids.next_id == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "is_whole"),
+    [
+        ('{"place": 1}{"place": 2}', False),  # files that were joined, the first without a newline at its end
+        ('{"place": 1} {"place": 2}', False),
+        ('{"place": 1}, {"place": 2},', False),
+        ('\ufeff{"place": 1} more', False),
+        ('{"place": 1, "file": "} {"} ,\t', True),
+        ("{'place': 1}", True),
+        ('{"place": 1, "list": [{}, {"a": [{}]}]}', True),
+        ('[{"place": 1}, {"place": 2}]', True),
+        ('\ufeff{"place": 1}', True),
+    ],
+)
+@pytest.mark.parametrize("on_bad_lines", ["error", "skip"])
+def test_lines_that_go_on_after_their_object_are_refused(spark, tmp_path, line, is_whole, on_bad_lines):
+    path = tmp_path / "docs" / "bäd 1.jsonl"
+    write_lines(path, [line, "", '{"place": 3}'])
+    ids = IdGenerator()
+    with contextlib.nullcontext() if is_whole else pytest.raises(InputError) as caught:
+        read_documents(spark, tmp_path / "docs", filetype="jsonl", registry=ids, on_bad_lines=on_bad_lines)
+    if not is_whole:
+        assert f"{path}: 1, such as {line.lstrip(chr(0xFEFF))!r}" in str(caught.value)
+    assert ids.next_id == (0 if not is_whole else 3 if line.startswith("[") else 2)
 
 
 def test_skipped_lines_keep_their_places(spark, tmp_path, caplog):

@@ -131,6 +131,18 @@ def test_files_that_differ_are_found_before_work(spark, tmp_path, case, monkeypa
 
 
 @pytest.mark.parametrize("assign", [True, False])
+def test_two_documents_on_a_line_are_refused(spark, tmp_path, assign):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text('{"id": 1, "text": "a"}{"id": 2, "text": "b"}\n')
+    job = {} if assign else {"assign_id": False, "id_field": "id"}
+    with pytest.raises(InputError, match=r"a\.jsonl: 1, such as .*: give every document a line of its own$"):
+        ExactDeduplicationWorkflow(
+            input_path=tmp_path / "in", output_path=tmp_path / "out", input_filetype="jsonl", **job
+        ).run(spark)
+    assert os.listdir(tmp_path) == ["in"]
+
+
+@pytest.mark.parametrize("assign", [True, False])
 def test_malformed_lines_are_named(spark, tmp_path, assign):
     (tmp_path / "in").mkdir()
     lines = [json.dumps({"id": i, "text": f"t{i}"}).encode() for i in range(3)]
