@@ -11,10 +11,12 @@ from spark_dedup.tables import col
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-__all__ = ["IDS_PER_PASS", "Pass", "locate", "plan_passes"]
+__all__ = ["IDS_PER_PASS", "IDS_TO_BROADCAST", "Pass", "locate", "plan_passes"]
 
 IDS_PER_PASS = 4_000_000
 """About 200 MB as a broadcast hash table of bigints."""
+IDS_TO_BROADCAST = 20_000_000
+"""About 1 GB; where passes are impossible, a longer list is joined by shuffling documents too."""
 
 
 @dataclass(frozen=True)

@@ -17,18 +17,24 @@ _LISTED = "__spark_dedup_listed"
 
 
 def remove_duplicates(
-    df: DataFrame, duplicates: DataFrame, *, id_field: str, duplicate_id_field: str = "id"
+    df: DataFrame,
+    duplicates: DataFrame,
+    *,
+    id_field: str,
+    duplicate_id_field: str = "id",
+    broadcast: bool = True,
 ) -> DataFrame:
     """Keep the rows whose id is not listed; all columns, and the order of rows within a partition, stay.
 
-    The list is broadcast, so it must fit an executor. ``TextDuplicatesRemovalWorkflow`` takes longer ones, of files
-    and of Delta tables.
+    The list is broadcast, so it must fit an executor. ``TextDuplicatesRemovalWorkflow`` takes longer ones of files
+    and of Delta tables without moving documents.
 
     Args:
         df: documents.
         duplicates: ids to remove; repeated and unknown ids do no harm, rows with a null id are kept.
         id_field: id column of ``df``.
         duplicate_id_field: id column of ``duplicates``.
+        broadcast: False shuffles documents and list, which may then have any length; rows change their order.
 
     Raises:
         InputError: a missing column, or id types that cannot match.
@@ -36,8 +42,8 @@ def remove_duplicates(
     from pyspark.sql import functions as F
 
     check_id_types(df, duplicates, id_field=id_field, duplicate_id_field=duplicate_id_field)
-    listed = duplicates.select(col(duplicate_id_field).alias(_LISTED))
-    return df.join(F.broadcast(listed), col(id_field) == F.col(_LISTED), "left_anti")
+    listed = duplicates.select(col(duplicate_id_field).alias(_LISTED)).hint(_hint(not broadcast))
+    return df.join(listed, col(id_field) == F.col(_LISTED), "left_anti")
 
 
 def count_listed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
 __all__ = ["write"]
 
+logger = logging.getLogger(__name__)
+
 
 def write(job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: RemovalInput) -> tuple[int, int]:
     """Write or show what remains; return rows read and rows removed."""
@@ -53,7 +56,7 @@ def write(job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: Remova
     overwrite = job.output_mode == "overwrite"
     if job.output_filetype == "view":
         with job_progress(spark, "creating the view"):
-            counts = _count(job, found, found.df, listed, _is_long(listed))
+            counts = _count(job, found, found.df, listed, _is_long(int(listed.count())))
             query = view_query(
                 found.source,
                 found.listed,
@@ -65,15 +68,15 @@ def write(job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: Remova
             return counts
     if names_table(job):
         docs = documents_of(job, spark, found, _limited(job, found))
-        is_long = _is_long(listed)
-        counts = _count(job, found, docs, listed, is_long)
+        length = int(listed.count())
+        counts = _count(job, found, docs, listed, _is_long(length))
         with ExitStack() as held, job_progress(spark, f"writing {table_name(job)}"):
-            if is_long and _can_hide(job, spark, found):
+            if _is_long(length) and _can_hide(job, spark, found):
                 clone = _name_aside(job)
                 held.callback(spark.sql, f"DROP TABLE IF EXISTS {clone}")
                 kept = _hidden(job, spark, found, listed, clone)
             else:
-                kept = remove_duplicates(docs, listed, **fields_of(job))
+                kept = _remaining(job, docs, listed, length)
             write_table(
                 spark,
                 _shown(job, kept),
@@ -102,13 +105,14 @@ def _write_aside(
         with job_progress(spark, "hiding duplicates in a clone"):
             if found.source.kind == "files":
                 return _clone_files(job, spark, found, listed, aside)
-            counts = _count(job, found, found.df, listed, _is_long(listed))
+            counts = _count(job, found, found.df, listed, _is_long(int(listed.count())))
             clone_without(spark, found.source, listed, path_relation("delta", aside), **fields_of(job))
             drop_empty_files(aside)
             return counts
     docs = documents_of(job, spark, found, _limited(job, found))
     with job_progress(spark, "counting listed documents"):
-        is_long = _is_long(listed)
+        length = int(listed.count())
+        is_long = _is_long(length)
         if is_long and found.source.kind == "files" and not is_grouped(job):
             return _write_passes(job, spark, found, docs, listed, aside)
         # Lines that are kept give their ids at the price of a second parse.
@@ -119,7 +123,7 @@ def _write_aside(
             held.callback(delete, f"{aside}.clone")
             kept = _hidden(job, spark, found, listed, path_relation("delta", f"{aside}.clone"))
         else:
-            kept = remove_duplicates(docs, listed, **fields_of(job))
+            kept = _remaining(job, docs, listed, length)
         _save(job, kept, aside)
     return counts
 
@@ -174,8 +178,18 @@ def _limited(job: TextDuplicatesRemovalWorkflow, found: RemovalInput) -> list[Fi
     return None if job.input_task_limit is None else found.files[: job.input_task_limit]
 
 
-def _is_long(listed: DataFrame) -> bool:
-    return int(listed.count()) > passes.IDS_PER_PASS
+def _is_long(length: int) -> bool:
+    return length > passes.IDS_PER_PASS
+
+
+def _remaining(
+    job: TextDuplicatesRemovalWorkflow, docs: DataFrame, listed: DataFrame, length: int
+) -> DataFrame:
+    """Return the documents that remain by one join; the list is broadcast unless it is far too long for that."""
+    broadcast = length <= passes.IDS_TO_BROADCAST
+    if not broadcast:
+        logger.warning("a list of %d ids is too long to broadcast here: documents are shuffled", length)
+    return remove_duplicates(docs, listed, **fields_of(job), broadcast=broadcast)
 
 
 def _count(

@@ -470,6 +470,37 @@ print(done["num_documents_written"], removed["num_documents_written"])
     assert out.splitlines()[-1] == "40 34"
 
 
+@pytest.mark.parametrize("source", ["view", "files"])
+def test_a_list_far_too_long_to_broadcast_shuffles_documents(
+    spark, given, tmp_path, monkeypatch, caplog, source
+):
+    monkeypatch.setattr(passes, "IDS_PER_PASS", 2)
+    monkeypatch.setattr(passes, "IDS_TO_BROADCAST", 3)
+    real = removal_writing.remove_duplicates
+    plans = []
+
+    def remove_duplicates(*args, **options):
+        plans.append(plan_of(real(*args, **options)))
+        return real(*args, **options)
+
+    monkeypatch.setattr(removal_writing, "remove_duplicates", remove_duplicates)
+    spark.sql("CREATE SCHEMA IF NOT EXISTS far_too_long")
+    try:
+        docs = given / "in"
+        if source == "view":
+            spark.sql(f"CREATE VIEW far_too_long.docs AS SELECT * FROM parquet.`{docs}`")
+            docs = "far_too_long.docs"
+        target = tmp_path / "out" if source == "view" else "far_too_long.kept"
+        done = job(given, target, input_path=docs, output_filetype="delta").run(spark)
+        assert (done["num_documents"], done["num_duplicates_removed"]) == (40, 6)
+        got = spark.read.format("delta").load(str(target)) if source == "view" else spark.table(target)
+        assert in_order(got.toArrow()) == kept()
+    finally:
+        spark.sql("DROP SCHEMA far_too_long CASCADE")
+    assert ["Broadcast" in plan for plan in plans] == [False]
+    assert "documents are shuffled" in caplog.text
+
+
 @pytest.mark.parametrize("odd", ["append only", "Iceberg", "_metadata"])
 def test_a_long_list_for_a_delta_table_that_deletion_vectors_do_not_suit(
     spark, given, tmp_path, monkeypatch, odd
