@@ -126,7 +126,7 @@ def check_ends(text: DataFrame, paths: Mapping[str, str]) -> None:
 
     line = _line()
     # A comma after the object does no harm, and malformed lines are told by others.
-    goes_on = parsed(line).getField(BAD).isNull() & ~is_one(F.regexp_replace(line, r"[,\s]+$", ""))
+    goes_on = parsed(line).getField(BAD).isNull() & ~is_one(F.regexp_replace(line, r"[, \t]+$", ""))
     found = text.where(_is_filled() & ~is_one(line)).where(goes_on)
     shown = found.select(F.input_file_name().alias("url"), F.substring(line, 1, 60).alias("text"))
     counted = shown.groupBy("url").agg(F.count("*").alias("n"), F.min("text").alias("text"))

@@ -83,7 +83,7 @@ def check_id_types(df: DataFrame, duplicates: DataFrame, *, id_field: str, dupli
         InputError: naming both columns and types.
     """
     require_columns(df, [id_field], where="the documents")
-    require_columns(duplicates, [duplicate_id_field], where="the list of duplicate ids")
+    require_columns(duplicates, [duplicate_id_field], where="the list of duplicate ids (duplicate_id_field)")
     own = df.schema[id_field].dataType.simpleString()
     listed = duplicates.schema[duplicate_id_field].dataType.simpleString()
     if own != listed and not (own in _INTEGERS and listed in _INTEGERS):

@@ -45,7 +45,10 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_CODECS = ("none", "uncompressed", "snappy", "gzip", "lzo", "brotli", "lz4", "lz4_raw", "zstd")
+_CODECS = {
+    "parquet": ("none", "uncompressed", "snappy", "gzip", "lzo", "brotli", "lz4", "lz4_raw", "zstd"),
+    "jsonl": ("none", "uncompressed", "bzip2", "deflate", "gzip", "lz4", "snappy"),
+}
 
 
 @dataclass(frozen=True)
@@ -209,15 +212,17 @@ def check_size(size: int | str) -> int:
     return value
 
 
-def check_compression(options: Mapping[str, Any] | None, *, argument: str) -> None:
-    """Check the compression that options of a parquet writer name, which Spark itself looks at when it writes.
+def check_compression(options: Mapping[str, Any] | None, *, argument: str, filetype: str = "parquet") -> None:
+    """Check the compression that options of a writer name, which Spark itself looks at when it writes.
 
     Raises:
         InputError: with those there are.
     """
     names = [value for key, value in (options or {}).items() if key.lower() == "compression"]
-    if names and names[0] is not None and str(names[0]).lower() not in _CODECS:
-        raise InputError(f"{argument}: compression {names[0]!r} is not one of {', '.join(_CODECS)}")
+    named = str(names[0]).lower() if names and names[0] is not None else "none"
+    # JSON lines take a class of Hadoop's as well.
+    if named not in _CODECS[filetype] and not (filetype == "jsonl" and "." in named):
+        raise InputError(f"{argument}: compression {names[0]!r} is not one of {', '.join(_CODECS[filetype])}")
 
 
 def split_settings(blocksize: int | str | None) -> dict[str, str]:

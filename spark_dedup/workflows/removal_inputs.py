@@ -71,8 +71,9 @@ def check_arguments(job: TextDuplicatesRemovalWorkflow) -> None:
         )
     if job.input_task_limit is not None and job.input_task_limit < 1:
         raise InputError("input_task_limit must be 1 or more")
-    if job.output_filetype in ("parquet", "delta"):
-        check_compression(job.output_kwargs, argument="output_kwargs")
+    if job.output_filetype in ("parquet", "jsonl", "delta"):
+        kind = "jsonl" if job.output_filetype == "jsonl" else "parquet"
+        check_compression(job.output_kwargs, argument="output_kwargs", filetype=kind)
     if job.input_blocksize is not None:
         check_size(job.input_blocksize)
     if job.output_filetype in ("view", "delta-clone"):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from spark_dedup.ids import jsonl
 from spark_dedup.ids.files import match_urls
+from spark_dedup.ids.splits import on_gpu
 from spark_dedup.listing import FileInfo
 from spark_dedup.names import path_relation, quote_name, split_name
 from spark_dedup.outputs import staged
@@ -133,7 +134,8 @@ def _can_hide(job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: Re
     is_read_as_it_is = not any(value is not None for value in (job.input_kwargs or {}).values())
     # Delta cannot read a column of that name beside deletion vectors.
     can_be_read = is_read_as_it_is and "_metadata" not in map(str.lower, found.df.columns)
-    if not can_be_read or ids_are_made(job) or not is_delta(spark, found.source):
+    # On a GPU the join is quick, and deletion vectors keep a plan off it.
+    if not can_be_read or ids_are_made(job) or on_gpu(spark) or not is_delta(spark, found.source):
         return False
     detail = spark.sql(f"DESCRIBE DETAIL {relation(found.source)}").first()
     kept = detail["properties"] if detail else {}  # Iceberg's readers know no deletion vectors

@@ -4,6 +4,7 @@ import pytest
 from gpu_plans import assert_on_gpu
 from pyspark.sql import functions as F
 
+from spark_dedup.removal import passes
 from spark_dedup.workflows.exact import ExactDeduplicationWorkflow
 from spark_dedup.workflows.removal import TextDuplicatesRemovalWorkflow
 
@@ -82,7 +83,9 @@ def test_exact_over_jsonl_reads_lines_on_the_cpu(spark, run, documents, tmp_path
     allowed = {
         "FileSourceScanExec: JsonFileFormat does not support Corrupt Record": "malformed lines are to be named",
         "FileSourceScanExec: unsupported file format.*TextFileFormat": "they are shown as they stand in the file",
-        "ProjectExec: GPU plans may get incorrect file name.*from a CPU scan": "that scan stays on the CPU",
+        "(Project|Filter)Exec: GPU plans may get incorrect file name.*from a CPU": "that scan stays there",
+        "JsonToStructs": "parsed once more beside that scan, for what follows an object",
+        "it avoids excess CPU and GPU transfers": "as they lie beside that scan",
     }
     assert_on_gpu(plans, must=(*WRITE, "WindowExec", "ShuffleExchangeExec"), allowed=allowed)
 
@@ -100,3 +103,19 @@ def test_removal(spark, run, documents, tmp_path, id_field):
     result, plans = run(job)
     assert result["num_duplicates_removed"] == 334
     assert_on_gpu(plans, must=(*WRITE, "BroadcastHashJoinExec", "FileSourceScanExec"))
+
+
+def test_removal_of_a_long_list_from_delta(spark, run, documents, tmp_path, monkeypatch):
+    monkeypatch.setattr(passes, "IDS_PER_PASS", 100)
+    df = spark.read.parquet(documents)
+    df.where("id % 3 = 0").select("id").write.parquet(str(tmp_path / "ids"))
+    df.write.format("delta").save(str(tmp_path / "docs"))
+    job = TextDuplicatesRemovalWorkflow(
+        input_path=str(tmp_path / "docs"),
+        ids_to_remove_path=str(tmp_path / "ids"),
+        output_path=str(tmp_path / "out"),
+        id_field="id",
+    )
+    result, plans = run(job)
+    assert result["num_duplicates_removed"] == 334
+    assert_on_gpu(plans, must=(*WRITE, "BroadcastHashJoinExec"))

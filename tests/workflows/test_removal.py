@@ -438,6 +438,10 @@ def test_nothing_and_everything_listed(spark, given, tmp_path):
             {"output_kwargs": {"compression": "zip"}},
             "output_kwargs: compression 'zip' is not one of none, uncompressed, snappy",
         ),
+        (
+            {"output_filetype": "jsonl", "output_kwargs": {"compression": "zstd"}},
+            "output_kwargs: compression 'zstd' is not one of none, uncompressed, bzip2, deflate, gzip",
+        ),
         ({"output_filetype": "delta-clone", "output_fields": ["id"]}, "leave output_fields out"),
         ({"output_filetype": "view", "registry": "a", "id_field": ID}, "the ids must be one of its columns"),
         ({"output_filetype": "view", "output_path": "a..b"}, "is no name of a table"),
