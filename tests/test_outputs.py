@@ -107,7 +107,7 @@ def test_many_processes_never_hold_an_output_together(tmp_path):
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join()
+        worker.join(60)
     assert most.value == 1
     assert turns.value > 20
     assert [worker.exitcode for worker in workers] == [0] * 4
