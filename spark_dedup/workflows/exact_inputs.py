@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from spark_dedup.exact import check_text, keep_order
+from spark_dedup.exact import check_orderable, check_text, keep_order
 from spark_dedup.ids.assign import documents
 from spark_dedup.ids.registry import IdRegistry
 from spark_dedup.ledger import check_ledger
@@ -129,6 +129,7 @@ def inspect(job: ExactDeduplicationWorkflow, spark: SparkSession, output: str) -
     )
     check_text(df, job.text_field)
     require_columns(df, wanted, where=str(found.source))
+    check_orderable(df, id_field=job.id_field, keep=job.keep)
     if job.ledger is not None:
         check_ledger(
             spark, job.ledger, dict(df.dtypes)[job.id_field] if job.id_field is not None else "bigint"
