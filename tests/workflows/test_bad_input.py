@@ -14,6 +14,7 @@ from spark_dedup import ExactDeduplicationWorkflow, StaleBatchError, TextDuplica
 from spark_dedup.errors import InputError
 
 GOOD = pa.table({"id": [1, 2, 3], "text": ["a", "b", "a"]})
+KEYS = pa.list_(pa.map_(pa.string(), pa.int64()))
 
 
 def parquet(folder, *tables, name="{}.parquet"):
@@ -88,6 +89,30 @@ CASES = {
         {"assign_id": False, "id_field": "id"},
         InputError,
         "duplicate ids, such as y",
+    ),
+    "times of day": (
+        lambda f: parquet(f, GOOD.append_column("at", pa.array([0, 1, 2], pa.time64("us")))),
+        {},
+        InputError,
+        r"in/0\.parquet: column 'at' has times of day, which Spark cannot read: write integers or strings",
+    ),
+    "decimals of many digits": (
+        lambda f: parquet(f, GOOD.append_column("n", pa.array([1, 2, 3], pa.decimal256(50)))),
+        {},
+        InputError,
+        "column 'n' has decimals of 50 digits, which Spark cannot read",
+    ),
+    "keep without an order": (
+        lambda f: parquet(f, GOOD.append_column("m", pa.array([[[("k", 1)]]] * 3, KEYS))),
+        {"keep": ["m"]},
+        InputError,
+        "keep column 'm' is array<map<string,bigint>>, which has no order",
+    ),
+    "id without an order": (
+        lambda f: parquet(f, GOOD.append_column("m", pa.array([[("k", 1)]] * 3, KEYS.value_type))),
+        {"assign_id": False, "id_field": "m"},
+        InputError,
+        "id_field column 'm' is map<string,bigint>, which has no order",
     ),
     "no Delta table": (
         lambda f: parquet(f, GOOD),
@@ -191,6 +216,10 @@ def test_removal_refuses(spark, tmp_path):
     )
     refuse(InputError, "column 'key' not found in the documents", id_field="key")
     refuse(InputError, "column 'key' not found in the list of duplicate ids", duplicate_id_field="key")
+    refuse(FileNotFoundError, "no id registry at .*none: name the", registry=tmp_path / "none", id_field=ID)
+    refuse(
+        FileNotFoundError, "'no_registry' is neither an existing path", registry="no_registry", id_field=ID
+    )
     refuse(
         InputError,
         "column 'body' not found",
