@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from spark_dedup.errors import InputError
 from spark_dedup.ids.batches import BatchIds, Files, as_batches, as_count, stale_error
-from spark_dedup.paths import filesystem, is_local
+from spark_dedup.paths import filesystem, is_local, normalise_path
 
 if TYPE_CHECKING:
     import fsspec
@@ -147,7 +147,7 @@ def _reached(
     """Return the file system of a path and the path on it."""
     import fsspec
 
-    where = os.fspath(path)
+    where = normalise_path(path)
     if not storage_options and is_local(where):  # url_to_fs takes "::" in a name for a chain of stores
         return filesystem(where)
     found: tuple[fsspec.AbstractFileSystem, str] = fsspec.core.url_to_fs(where, **(storage_options or {}))
