@@ -147,7 +147,7 @@ def with_ids(
     job: ExactDeduplicationWorkflow, spark: SparkSession, found: Documents, generator_path: str
 ) -> tuple[DataFrame, int]:
     """Register the files, and write the ids' ranges as JSON; return the documents with ids, and how many."""
-    registry = IdRegistry.open(spark, registry_of(job) or "")
+    registry = registry_of(job) or ""  # not opened yet: malformed lines shall leave none behind
     with job_progress(spark, "registering ids"):
         read = documents(
             spark,
@@ -163,7 +163,7 @@ def with_ids(
     # The ids of a Delta table count the rows that deletion vectors hide, too.
     in_table = found.source.kind != "files"
     num_documents = int(found.df.count()) if in_table else read.num_ids - read.num_skipped
-    registry.to_disk(generator_path)
+    IdRegistry.open(spark, registry).to_disk(generator_path)
     return read.df, num_documents
 
 

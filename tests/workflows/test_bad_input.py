@@ -170,11 +170,13 @@ def test_malformed_lines_are_named(spark, tmp_path, assign):
         **({} if assign else {"assign_id": False, "id_field": "id"}),
     }
     (tmp_path / "out").mkdir()
+    beside = {"registry": tmp_path / "registry"} if assign else {}
     with pytest.raises(
         InputError, match=r"2 malformed line\(s\) in 2 file.*a\.jsonl line 3.*b\.jsonl\.gz line 2"
     ):
-        ExactDeduplicationWorkflow(output_path=tmp_path / "out", **job).run(spark)
+        ExactDeduplicationWorkflow(output_path=tmp_path / "out", **job, **beside).run(spark)
     assert os.listdir(tmp_path / "out") == []
+    assert sorted(os.listdir(tmp_path)) == ["in", "out"]
     done = ExactDeduplicationWorkflow(output_path=tmp_path / "out", on_bad_lines="skip", **job).run(spark)
     assert (done["num_documents"], done["num_duplicates"]) == (3, 0)
 
