@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -160,7 +161,8 @@ def read_files(
     if folders and len(folders) < len(roots):
         roots = [file.path for file in files]  # no one filter fits folders and files both
     elif folders:
-        reader = reader.option("pathGlobFilter", "*{" + ",".join(e.replace("*", "") for e in endings) + "}")
+        literal = [re.sub(r"([\\*?\[\]{},])", r"\\\1", ending) for ending in endings]
+        reader = reader.option("pathGlobFilter", "*{" + ",".join(literal) + "}")
         partitioned = _partitioned(files, roots)
         if partitioned and len(roots) > 1:
             raise InputError(
@@ -208,10 +210,22 @@ def _partitioned(files: Sequence[FileInfo], roots: Sequence[str]) -> bool:
     """Return whether folders named ``column=value`` partition the files.
 
     Spark silently leaves out files that lie beside partition folders, so all must be partitioned alike.
+
+    Raises:
+        InputError: for a folder ``column=`` or ``=value``, at which Spark fails.
     """
     layouts = {tuple(part.partition("=")[:2] for part in _below(file.path, roots)) for file in files}
     first = next(iter(layouts), ())
-    return len(layouts) == 1 and first != () and all(equals for _, equals in first)
+    if len(layouts) != 1 or first == () or not all(equals for _, equals in first):
+        return False
+    parts = {part: file.path for file in files for part in _below(file.path, roots)}
+    torn = next((part for part in parts if part.startswith("=") or part.endswith("=")), None)
+    if torn is not None:
+        raise InputError(
+            f"{parts[torn]} lies in a folder {torn!r}, which lacks a column or its value: name it column=value "
+            "(a null is __HIVE_DEFAULT_PARTITION__), or without '='"
+        )
+    return True
 
 
 def _below(path: str, roots: Sequence[str]) -> tuple[str, ...]:

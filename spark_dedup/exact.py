@@ -10,11 +10,13 @@ from spark_dedup.tables import col, require_columns
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
+    from pyspark.sql.types import DataType
 
 __all__ = [
     "FIRST_OF_GROUP",
     "Keep",
     "apply_sources",
+    "check_orderable",
     "check_text",
     "duplicate_rows",
     "identify_exact",
@@ -56,7 +58,7 @@ def identify_exact(
         group_id (md5, 32 hex digits), method ``"exact"``, score 1.0.
 
     Raises:
-        InputError: a missing column, or a text that is no string.
+        InputError: a missing column, a text that is no string, or an id or ``keep`` column without an order.
     """
     return ledger_rows(duplicate_rows(df, text_field=text_field, id_field=id_field, keep=keep, verify=verify))
 
@@ -122,7 +124,7 @@ def duplicate_rows(
 
     order = keep_order(keep)
     check_text(df, text_field)
-    require_columns(df, [id_field, *(name for name, _ in order)], where="the documents")
+    check_orderable(df, id_field=id_field, keep=keep)
     keys = [f"__spark_dedup_keep_{i}" for i in range(len(order))]
     text = F.coalesce(col(text_field), F.lit(""))
     hashed = df.select(
@@ -175,6 +177,31 @@ def keep_order(keep: Keep | None) -> list[tuple[str, bool]]:
         if len(pair) != 2 or str(pair[1]).lower() not in ("asc", "desc"):
             raise InputError(f"keep takes columns or (column, 'asc'|'desc') pairs, not {pair!r}")
     return [(str(name), str(direction).lower() == "desc") for name, direction in pairs]
+
+
+def check_orderable(df: DataFrame, *, id_field: str | None, keep: Keep | None) -> None:
+    """Check that the id column and those of ``keep`` are there and can be ordered.
+
+    Raises:
+        InputError: with the columns there are, or the type that has no order.
+    """
+    named = {name: "keep" for name, _ in keep_order(keep)}
+    if id_field is not None:
+        named[id_field] = "id_field"
+    require_columns(df, list(named), where="the documents")
+    for name, argument in named.items():
+        kind = df.schema[name].dataType
+        if not _has_order(kind):
+            raise InputError(
+                f"{argument} column {name!r} is {kind.simpleString()}, which has no order: name another column"
+            )
+
+
+def _has_order(kind: DataType) -> bool:
+    if kind.typeName() in ("map", "variant", "interval"):
+        return False
+    inner = [kind.elementType] if hasattr(kind, "elementType") else []
+    return all(map(_has_order, [*inner, *(field.dataType for field in getattr(kind, "fields", []))]))
 
 
 def check_text(df: DataFrame, text_field: str, *, argument: str = "text_field") -> None:

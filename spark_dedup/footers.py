@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spark_dedup.errors import InputError
 from spark_dedup.paths import filesystem, is_local
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from spark_dedup.listing import FileInfo
 
 __all__ = ["alike_columns", "check_columns", "check_readable", "check_schemas", "parquet_footers"]
+
+_MOST_DIGITS = 38
+"""Of Spark's decimals."""
 
 
 def parquet_footers(files: Sequence[FileInfo], *, threads: int = 16) -> list[pa.parquet.FileMetaData]:
@@ -85,6 +88,7 @@ def check_readable(
     footers: Sequence[pa.parquet.FileMetaData],
     *,
     columns: Sequence[str] | None = None,
+    times: bool = False,
 ) -> bool:
     """Check that Spark has the types of parquet files' columns.
 
@@ -92,6 +96,7 @@ def check_readable(
         files: the files.
         footers: their footers, in the same order.
         columns: the columns that are read; by default all.
+        times: whether the session reads times of day in microseconds.
 
     Returns:
         Whether another column has nanoseconds, which do no harm where the session reads them as numbers.
@@ -109,10 +114,12 @@ def check_readable(
             leaf = footer.schema.column(i)
             kind = json.loads(leaf.logical_type.to_json())
             name = next((n for n in names if leaf.path == n or leaf.path.startswith(f"{n}.")), leaf.path)
-            if kind["Type"] == "Float16":
+            unread = _unread(kind, times=times)
+            if unread is not None:
+                what, instead = unread
                 raise InputError(
-                    f"{file.path}: column {name!r} has floats of 16 bits, which Spark cannot read: "
-                    "write float32, or leave the column out of the files"
+                    f"{file.path}: column {name!r} has {what}, which Spark cannot read: "
+                    f"write {instead}, or leave the column out of the files"
                 )
             if kind.get("timeUnit") != "nanoseconds":
                 continue
@@ -123,6 +130,19 @@ def check_readable(
                 )
             others = True
     return others
+
+
+def _unread(kind: Mapping[str, Any], *, times: bool) -> tuple[str, str] | None:
+    """Return what a logical type is and what to write instead, if it keeps Spark from reading other columns too."""
+    if kind["Type"] == "Float16":
+        return "floats of 16 bits", "float32"
+    if kind["Type"] == "UUID":
+        return "UUIDs", "strings"
+    if kind["Type"] == "Decimal" and kind["precision"] > _MOST_DIGITS:
+        return f"decimals of {kind['precision']} digits", f"at most {_MOST_DIGITS} digits, or strings"
+    if kind["Type"] == "Time" and not (times and kind["timeUnit"] == "microseconds"):
+        return "times of day", "integers or strings"
+    return None
 
 
 def check_columns(
@@ -199,6 +219,9 @@ def _type_name(found: pa.DataType) -> str:
     if types.is_map(found):
         return f"map<{_type_name(found.key_type)}, {_type_name(found.item_type)}>"
     if types.is_struct(found):
+        fields = {f.name: _type_name(f.type) for f in found}
+        if fields.keys() - {"typed_value"} == {"metadata", "value"} and fields["metadata"] == "binary":
+            return "variant"  # of which each file types what its own rows share
         inner = (found.field(i) for i in range(found.num_fields))
         return f"struct<{', '.join(f'{f.name}: {_type_name(f.type)}' for f in inner)}>"
     if types.is_list(found) or types.is_large_list(found) or types.is_fixed_size_list(found):

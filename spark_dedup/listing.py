@@ -60,7 +60,7 @@ def list_files(
         MissingInputError: when a path does not exist or holds no such file.
         InputError: when a Delta table lies below a path: its files hold deleted rows too.
     """
-    endings = tuple(e if e.startswith(".") else f".{e}" for e in endings_of(filetype, extensions))
+    endings = endings_of(filetype, extensions)
     fold = str.lower if ignore_case else str
     folded = tuple(map(fold, endings))
 
@@ -79,11 +79,10 @@ def list_files(
     return sorted(found)
 
 
-def endings_of(filetype: str, extensions: Sequence[str] | None) -> Sequence[str]:
-    """Return the endings of files to take: those asked for, else the filetype's own."""
-    if isinstance(extensions, str):
-        return (extensions,)
-    return extensions or EXTENSIONS[filetype]
+def endings_of(filetype: str, extensions: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the endings of files to take, with their dots: those asked for, else the filetype's own."""
+    asked = (extensions,) if isinstance(extensions, str) else extensions
+    return tuple(e if e.startswith(".") else f".{e}" for e in asked or EXTENSIONS[filetype])
 
 
 def check_there(source: Named) -> None:

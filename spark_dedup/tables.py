@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from pyspark.sql import functions as F
 
+from spark_dedup.settings import conf_of
+
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
@@ -29,8 +31,14 @@ def col(name: str) -> Column:
 
 
 def hidden_metadata(df: DataFrame) -> str:
-    """Return the name of Spark's hidden column of a scan; it has one more underscore when the files have one."""
-    return "__metadata" if "_metadata" in df.columns else "_metadata"
+    """Return the name of Spark's hidden column of a scan; it has more underscores than those of the files' own."""
+    names = {name.lower() for name in df.columns}
+    if conf_of(df.sparkSession, "spark.sql.caseSensitive") == "true":
+        names = set(df.columns)
+    hidden = "_metadata"
+    while hidden in names:
+        hidden = f"_{hidden}"
+    return hidden
 
 
 def require_columns(df: DataFrame | Sequence[str], names: Sequence[str], *, where: str) -> None:

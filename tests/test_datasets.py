@@ -115,7 +115,9 @@ def test_schemas_agree_whatever_the_writer_calls_things(tmp_path):
     kinds = (pa.list_(pa.string()), pa.large_list(pa.field("e", pa.large_string())))
     for number, kind in enumerate(kinds):
         text = pa.array(["a", "b"], pa.string() if number else pa.dictionary(pa.int8(), pa.string()))
-        columns = {"tags": pa.array(values, kind), "text": text}
+        # Spark writes a variant's values typed where a file's rows share a type.
+        variant = {"metadata": b"m", "value": b"v"} | ({"typed_value": 1} if number else {})
+        columns = {"tags": pa.array(values, kind), "text": text, "variant": [variant] * 2}
         write(tmp_path / f"{number}.parquet", **(columns if number else dict(reversed(columns.items()))))
     check_schemas(*footers(tmp_path))
 
@@ -181,6 +183,23 @@ def test_partition_folders(spark, tmp_path):
     write(tmp_path / "p" / "z.parquet", a=[3])
     assert sorted(row[0] for row in read_dataset(spark, tmp_path / "p").collect()) == [1, 2, 3]
     assert read_dataset(spark, tmp_path / "p" / "year=2024" / "lang=de").columns == ["a"]
+
+
+@pytest.mark.parametrize("folder", ["year=", "=2024"])
+def test_partition_folders_that_lack_a_name_or_value_are_named(spark, tmp_path, folder):
+    write(tmp_path / "p" / folder / "x.parquet", a=[1])
+    with pytest.raises(InputError, match=rf"x\.parquet lies in a folder '{folder}', which lacks a column"):
+        read_dataset(spark, tmp_path / "p")
+
+
+def test_spark_reads_the_files_that_are_listed(spark, tmp_path):
+    """An ending is asked for with its dot or without, and is no pattern."""
+    for number, name in enumerate(("a.p[q]", "b.p[q]", "c_p[q]", "d.pq")):
+        write(tmp_path / name, a=[number])
+    for extensions in (["p[q]"], ".p[q]"):
+        assert len(list_files(tmp_path, extensions=extensions)) == 2
+        found = read_dataset(spark, tmp_path, extensions=extensions).collect()
+        assert sorted(row["a"] for row in found) == [0, 1]
 
 
 def test_a_colon_in_a_file_name_is_refused_by_name(tmp_path):

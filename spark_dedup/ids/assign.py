@@ -160,9 +160,8 @@ def documents(
         return _documents(_by_split(spark, df, ranges, kept, count_splits(df), ids), ranges)
     files = list_files(path, filetype=filetype, extensions=extensions)
     groups = group_files(files, blocksize=blocksize, files_per_partition=files_per_partition)
-    ids = _opened(spark, registry)
 
-    def ranges_by(count_rows: CountRows) -> list[FileRange]:
+    def ranges_by(ids: IdRegistry | IdGenerator, count_rows: CountRows) -> list[FileRange]:
         return file_ranges(groups, ids, count_rows, register_new=register_new)
 
     def read(wanted: StructType | None = None) -> DataFrame:
@@ -173,21 +172,21 @@ def documents(
         return read_files(reader.schema(known) if known else reader, source, filetype, extensions)
 
     if filetype == "jsonl":
-        text = None
-        if not any(
-            value is not None for value in (read_kwargs or {}).values()
-        ):  # they may say what a line is
+        text = lines = None
+        # Options of the reader may say what a line is.
+        if all(value is None for value in (read_kwargs or {}).values()):
             text = read_files(spark.read, source, filetype, extensions, as_text=True)
-        lines = jsonl.lines(text) if as_lines and text is not None else None
+            lines = jsonl.lines(text) if as_lines else None
         return _jsonl_documents(
-            spark, read, ranges_by, ids, source, files, columns, on_bad_lines, text, lines
+            spark, read, ranges_by, registry, source, files, columns, on_bad_lines, text, lines
         )
     df = read()
     kept = _kept(df.columns, columns, source)
+    ids = _opened(spark, registry)
     given = partition_values(files[0], source) if partition_root(files, source) is not None else {}
     # Against what Spark reads, as files that are known already are not looked at again.
     stored = [name for name in kept if name not in given]
-    ranges = ranges_by(partial(count_parquet, columns=stored))
+    ranges = ranges_by(ids, partial(count_parquet, columns=stored))
     urls = match_urls(df.inputFiles(), [file.path for file in files])
     if on_gpu(spark):
         return _documents(_by_split(spark, df, ranges, kept, count_splits(df), ids), ranges)
@@ -195,7 +194,7 @@ def documents(
 
 
 def _opened(spark: SparkSession, registry: IdRegistry | IdGenerator | Location) -> IdRegistry | IdGenerator:
-    """Return the registry; opening one makes it, so this waits until the input is known to be there."""
+    """Return the registry; opening one makes it, so this waits until the input is known to be sound."""
     return registry if isinstance(registry, IdRegistry | IdGenerator) else IdRegistry.open(spark, registry)
 
 
@@ -217,8 +216,8 @@ def _kept(there: Sequence[str], columns: Sequence[str] | None, source: Source) -
 def _jsonl_documents(
     spark: SparkSession,
     read: Callable[[StructType | None], DataFrame],
-    ranges_by: Callable[[CountRows], list[FileRange]],
-    ids: IdRegistry | IdGenerator,
+    ranges_by: Callable[[IdRegistry | IdGenerator, CountRows], list[FileRange]],
+    registry: IdRegistry | IdGenerator | Location,
     source: Source,
     files: Sequence[FileInfo],
     columns: Sequence[str] | None,
@@ -236,7 +235,8 @@ def _jsonl_documents(
     if text is not None:
         jsonl.check_ends(text, paths)
     counts = rows_by_url(found)
-    ranges = ranges_by(lambda asked: [counts.get(urls[file.path], 0) for file in asked])
+    ids = _opened(spark, registry)
+    ranges = ranges_by(ids, lambda asked: [counts.get(urls[file.path], 0) for file in asked])
     bad = jsonl.bad_text()
     if lines is not None:
         df, kept, bad = lines, [jsonl.LINE], col(jsonl.BAD)

@@ -10,10 +10,14 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from spark_dedup.errors import InputError
 from spark_dedup.ids.batches import BatchIds, Files, as_batches, as_count, stale_error
+from spark_dedup.paths import filesystem, is_local, normalise_path
+
+if TYPE_CHECKING:
+    import fsspec
 
 __all__ = ["IdGenerator", "read_state", "write_state"]
 
@@ -97,10 +101,9 @@ def write_state(
 
     A local file is written aside and renamed, so that a reader or a crash never meets half of it.
     """
-    import fsspec
     from fsspec.implementations.local import LocalFileSystem
 
-    fs, name = fsspec.core.url_to_fs(os.fspath(path), **(storage_options or {}))
+    fs, name = _reached(path, storage_options)
     fs.makedirs(fs._parent(name), exist_ok=True)
     if not isinstance(fs, LocalFileSystem):
         with fs.open(name, "w", encoding="utf-8") as file:
@@ -128,15 +131,27 @@ def read_state(
     Raises:
         InputError: saying what is wrong in which file.
     """
-    import fsspec
-
     where = os.fspath(path)
-    with fsspec.open(where, "r", encoding="utf-8", **(storage_options or {})) as file:
+    fs, name = _reached(path, storage_options)
+    with fs.open(name, "r", encoding="utf-8") as file:
         try:
             state = json.load(file, object_pairs_hook=_no_repeats)
         except ValueError as error:
             raise InputError(f"{where} is not an id generator file: {error}") from error
     return _checked(state, f"{where} is not a sound id generator file")
+
+
+def _reached(
+    path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None
+) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the file system of a path and the path on it."""
+    import fsspec
+
+    where = normalise_path(path)
+    if not storage_options and is_local(where):  # url_to_fs takes "::" in a name for a chain of stores
+        return filesystem(where)
+    found: tuple[fsspec.AbstractFileSystem, str] = fsspec.core.url_to_fs(where, **(storage_options or {}))
+    return found
 
 
 def _checked(state: Any, fault: str) -> tuple[int, Ranges]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from spark_dedup.datasets import partition_root
 from spark_dedup.errors import InputError
+from spark_dedup.ids.batches import named_few
+from spark_dedup.ids.files import path_of
 from spark_dedup.paths import filesystem, spark_location, spark_path
 from spark_dedup.settings import settings
 from spark_dedup.tables import col, quote
@@ -15,11 +17,12 @@ from spark_dedup.tables import col, quote
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
     from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.types import StructType
 
     from spark_dedup.datasets import Source
     from spark_dedup.listing import FileInfo
 
-__all__ = ["check_flat", "clone_without", "drop_empty_files", "relation", "view_query"]
+__all__ = ["check_alone", "check_flat", "clone_without", "drop_empty_files", "relation", "view_query"]
 
 
 _MERGE_SETTINGS = {
@@ -132,6 +135,32 @@ def check_flat(files: Sequence[FileInfo], source: Source) -> None:
     deep = next((f.path for f in files if f.path.rsplit("/", 1)[0] not in source.names), None)
     if deep is not None and deep not in source.names:
         raise InputError(f"SQL would not find {deep}, which lies deeper than {source}: name its own folder")
+
+
+def check_alone(
+    spark: SparkSession,
+    files: Sequence[FileInfo],
+    source: Source,
+    schema: StructType,
+    *,
+    filetype: str = "parquet",
+) -> None:
+    """Check that SQL, which minds no endings, reads the files and no others.
+
+    Raises:
+        InputError: naming the others.
+    """
+    if source.kind != "files":
+        return
+    kind = "json" if filetype == "jsonl" else "parquet"
+    urls = spark.read.schema(schema).format(kind).load(spark_path(source.names[0])).inputFiles()
+    paths = {file.path for file in files}
+    others = sorted(url for url in urls if path_of(url, paths) is None)
+    if others:
+        raise InputError(
+            f"SQL would read {named_few(others)} as {kind}, too: move what is no data elsewhere, or write parquet, "
+            "jsonl or delta"
+        )
 
 
 def relation(source: Source, filetype: str = "parquet") -> str:

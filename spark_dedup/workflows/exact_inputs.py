@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from spark_dedup.exact import check_text, keep_order
+from spark_dedup.exact import check_orderable, check_text, keep_order
 from spark_dedup.ids.assign import documents
 from spark_dedup.ids.registry import IdRegistry
 from spark_dedup.ledger import check_ledger
@@ -129,6 +129,7 @@ def inspect(job: ExactDeduplicationWorkflow, spark: SparkSession, output: str) -
     )
     check_text(df, job.text_field)
     require_columns(df, wanted, where=str(found.source))
+    check_orderable(df, id_field=job.id_field, keep=job.keep)
     if job.ledger is not None:
         check_ledger(
             spark, job.ledger, dict(df.dtypes)[job.id_field] if job.id_field is not None else "bigint"
@@ -146,7 +147,7 @@ def with_ids(
     job: ExactDeduplicationWorkflow, spark: SparkSession, found: Documents, generator_path: str
 ) -> tuple[DataFrame, int]:
     """Register the files, and write the ids' ranges as JSON; return the documents with ids, and how many."""
-    registry = IdRegistry.open(spark, registry_of(job) or "")
+    registry = registry_of(job) or ""  # not opened yet: malformed lines shall leave none behind
     with job_progress(spark, "registering ids"):
         read = documents(
             spark,
@@ -162,7 +163,7 @@ def with_ids(
     # The ids of a Delta table count the rows that deletion vectors hide, too.
     in_table = found.source.kind != "files"
     num_documents = int(found.df.count()) if in_table else read.num_ids - read.num_skipped
-    registry.to_disk(generator_path)
+    IdRegistry.open(spark, registry).to_disk(generator_path)
     return read.df, num_documents
 
 

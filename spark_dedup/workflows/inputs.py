@@ -109,7 +109,8 @@ def inspect_input(
         return JobInput(found, files, None, found.names)
     footers = parquet_footers(files)
     check_schemas(files, footers, columns=columns)
-    if check_readable(files, footers, columns=columns):
+    times = conf_of(spark, "spark.sql.timeType.enabled") == "true"
+    if check_readable(files, footers, columns=columns, times=times):
         with contextlib.suppress(Exception):  # its class differs between classic and Connect
             spark.conf.set(NANOS_AS_LONG, "true")
     return JobInput(found, files, sum(footer.num_rows for footer in footers), found.names)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from spark_dedup.datasets import Source, partition_root, read_dataset
-from spark_dedup.errors import InputError
+from spark_dedup.datasets import Source, find_source, partition_root, read_dataset
+from spark_dedup.errors import InputError, MissingInputError
 from spark_dedup.names import is_table_name, quote_name, split_name
 from spark_dedup.outputs import check_output
 from spark_dedup.paths import exists, normalise_path
-from spark_dedup.removal.delta import check_flat, relation
+from spark_dedup.removal.delta import check_alone, check_flat, relation
 from spark_dedup.removal.text import check_id_types
 from spark_dedup.session import require_delta
 from spark_dedup.tables import ID, require_columns
@@ -63,6 +63,8 @@ def check_arguments(job: TextDuplicatesRemovalWorkflow) -> None:
     for name in ("input_fields", "output_fields"):
         if getattr(job, name) is not None and not getattr(job, name):
             raise InputError(f"{name} is empty: name columns, or leave it out for all")
+    if job.output_fields is not None and len(set(job.output_fields)) < len(job.output_fields):
+        raise InputError(f"output_fields names a column twice: {', '.join(job.output_fields)}")
     if job.registry is not None and job.id_generator_path is not None:
         raise InputError("registry and id_generator_path both give ids: name one of them")
     if ids_are_made(job) and job.id_field != ID:
@@ -197,6 +199,7 @@ def inspect(job: TextDuplicatesRemovalWorkflow, spark: SparkSession) -> RemovalI
         columns=columns_of(job),
     )
     listed = inspect_input(spark, job.ids_to_remove_path, filetype="parquet")
+    _check_registry(job, spark)
     _check_target(job, spark, found, listed)
     df, num_rows = read_input(
         spark,
@@ -209,6 +212,9 @@ def inspect(job: TextDuplicatesRemovalWorkflow, spark: SparkSession) -> RemovalI
         check_lines=not ids_are_made(job),  # making ids looks for them as well
     )
     _check_columns(job, spark, df, found)
+    if job.output_filetype == "view":
+        check_alone(spark, found.files, found.source, df.schema, filetype=job.input_filetype)
+        check_alone(spark, listed.files, listed.source, listed_ids(job, spark).schema)
     return RemovalInput(
         found.source,
         found.files,
@@ -217,6 +223,18 @@ def inspect(job: TextDuplicatesRemovalWorkflow, spark: SparkSession) -> RemovalI
         df=df,
         listed=listed.source,
     )
+
+
+def _check_registry(job: TextDuplicatesRemovalWorkflow, spark: SparkSession) -> None:
+    """Check that a registry that was named is there, as opening it would make one."""
+    if job.registry is None:
+        return
+    if isinstance(job.registry, str) and is_table_name(job.registry):
+        find_source(spark, job.registry)
+    elif not exists(f"{normalise_path(job.registry)}/_delta_log"):
+        raise MissingInputError(
+            f"no id registry at {job.registry}: name the one that gave the ids, or id_generator_path"
+        )
 
 
 def _check_target(
@@ -261,7 +279,7 @@ def _check_columns(
 ) -> None:
     from pyspark.sql import functions as F
 
-    if job.output_filetype == "delta-clone" and "_metadata" in df.columns:
+    if job.output_filetype == "delta-clone" and "_metadata" in map(str.lower, df.columns):
         raise InputError(
             f"{found.source} has a column '_metadata', which Delta cannot read beside deletion vectors: write "
             "parquet or delta"

@@ -154,15 +154,15 @@ def test_files_beside_partition_folders_are_read(spark, tmp_path):
 
 
 def test_columns_and_a_leftover_id(spark, tmp_path, caplog):
-    table = pa.table({"a.b c`": ["x", "y"], ID: [7, 7], "_metadata": [1, 2]})
+    table = pa.table({"a.b c`": ["x", "y"], ID: [7, 7], "_Metadata": [1, 2], "__metadata": [3, 4]})
     (tmp_path / "docs").mkdir()
     pq.write_table(table, tmp_path / "docs" / "a.parquet")
     with caplog.at_level(logging.WARNING):
         df = read_documents(spark, tmp_path / "docs", registry=IdGenerator(100))
     assert "not trusted" in caplog.text
-    assert df.columns == ["a.b c`", "_metadata", ID]
+    assert df.columns == ["a.b c`", "_Metadata", "__metadata", ID]
     assert dict(df.dtypes)[ID] == "bigint"
-    assert sorted((row[0], row[2]) for row in df.collect()) == [("x", 100), ("y", 101)]
+    assert sorted((row[0], row[3]) for row in df.collect()) == [("x", 100), ("y", 101)]
     chosen = read_documents(spark, tmp_path / "docs", registry=IdGenerator(), columns=["a.b c`", ID])
     assert chosen.columns == ["a.b c`", ID]
     with pytest.raises(InputError, match="'text' not found"):

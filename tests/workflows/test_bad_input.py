@@ -14,6 +14,7 @@ from spark_dedup import ExactDeduplicationWorkflow, StaleBatchError, TextDuplica
 from spark_dedup.errors import InputError
 
 GOOD = pa.table({"id": [1, 2, 3], "text": ["a", "b", "a"]})
+KEYS = pa.list_(pa.map_(pa.string(), pa.int64()))
 
 
 def parquet(folder, *tables, name="{}.parquet"):
@@ -89,6 +90,30 @@ CASES = {
         InputError,
         "duplicate ids, such as y",
     ),
+    "times of day": (
+        lambda f: parquet(f, GOOD.append_column("at", pa.array([0, 1, 2], pa.time64("us")))),
+        {},
+        InputError,
+        r"in/0\.parquet: column 'at' has times of day, which Spark cannot read: write integers or strings",
+    ),
+    "decimals of many digits": (
+        lambda f: parquet(f, GOOD.append_column("n", pa.array([1, 2, 3], pa.decimal256(50)))),
+        {},
+        InputError,
+        "column 'n' has decimals of 50 digits, which Spark cannot read",
+    ),
+    "keep without an order": (
+        lambda f: parquet(f, GOOD.append_column("m", pa.array([[[("k", 1)]]] * 3, KEYS))),
+        {"keep": ["m"]},
+        InputError,
+        "keep column 'm' is array<map<string,bigint>>, which has no order",
+    ),
+    "id without an order": (
+        lambda f: parquet(f, GOOD.append_column("m", pa.array([[("k", 1)]] * 3, KEYS.value_type))),
+        {"assign_id": False, "id_field": "m"},
+        InputError,
+        "id_field column 'm' is map<string,bigint>, which has no order",
+    ),
     "no Delta table": (
         lambda f: parquet(f, GOOD),
         {"input_filetype": "delta"},
@@ -157,11 +182,13 @@ def test_malformed_lines_are_named(spark, tmp_path, assign):
         **({} if assign else {"assign_id": False, "id_field": "id"}),
     }
     (tmp_path / "out").mkdir()
+    beside = {"registry": tmp_path / "registry"} if assign else {}
     with pytest.raises(
         InputError, match=r"2 malformed line\(s\) in 2 file.*a\.jsonl line 3.*b\.jsonl\.gz line 2"
     ):
-        ExactDeduplicationWorkflow(output_path=tmp_path / "out", **job).run(spark)
+        ExactDeduplicationWorkflow(output_path=tmp_path / "out", **job, **beside).run(spark)
     assert os.listdir(tmp_path / "out") == []
+    assert sorted(os.listdir(tmp_path)) == ["in", "out"]
     done = ExactDeduplicationWorkflow(output_path=tmp_path / "out", on_bad_lines="skip", **job).run(spark)
     assert (done["num_documents"], done["num_duplicates"]) == (3, 0)
 
@@ -204,6 +231,10 @@ def test_removal_refuses(spark, tmp_path):
     refuse(InputError, "column 'key' not found in the documents", id_field="key")
     refuse(
         InputError, "'key' not found in the list .* .duplicate_id_field.; it has", duplicate_id_field="key"
+    )
+    refuse(FileNotFoundError, "no id registry at .*none: name the", registry=tmp_path / "none", id_field=ID)
+    refuse(
+        FileNotFoundError, "'no_registry' is neither an existing path", registry="no_registry", id_field=ID
     )
     refuse(
         InputError,

@@ -413,6 +413,25 @@ def test_counts_that_do_not_balance_publish_nothing(spark, given, tmp_path, monk
     assert not spark.catalog.tableExists("unbalanced")
 
 
+@pytest.mark.parametrize("filetype", ["jsonl", "parquet"])
+def test_a_view_over_a_folder_with_other_files_is_refused(spark, tmp_path, filetype):
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"id": [1]}), tmp_path / "in" / "list.parquet")
+    for name in ("docs.jsonl", "readme.txt"):
+        (tmp_path / "in" / name).write_text('{"id": 1, "text": "a"}\n')
+    view = TextDuplicatesRemovalWorkflow(
+        input_path=tmp_path / "in",
+        ids_to_remove_path=tmp_path / "in" / "list.parquet",
+        output_path="beside_others",
+        input_filetype=filetype,
+        output_filetype="view",
+        id_field="id",
+    )
+    kind = "json" if filetype == "jsonl" else "parquet"
+    with pytest.raises(InputError, match=rf"SQL would read file:.*readme\.txt as {kind}, too"):
+        view.run(spark)
+
+
 def test_nothing_and_everything_listed(spark, given, tmp_path):
     for name, ids in (("none", []), ("all", list(range(N)))):
         pq.write_table(pa.table({"id": pa.array(ids, pa.int64())}), tmp_path / f"{name}.parquet")
@@ -434,6 +453,7 @@ def test_nothing_and_everything_listed(spark, given, tmp_path):
         ({"registry": "a"}, "assigned ids are called"),
         ({"input_task_limit": 0}, "must be 1 or more"),
         ({"output_fields": []}, "output_fields is empty: name columns"),
+        ({"output_fields": ["id", "id"]}, "output_fields names a column twice: id, id"),
         (
             {"output_kwargs": {"compression": "zip"}},
             "output_kwargs: compression 'zip' is not one of none, uncompressed, snappy",
