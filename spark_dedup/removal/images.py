@@ -122,7 +122,7 @@ class ImageDuplicatesRemovalStage:
         from pyspark.sql import functions as F
 
         check_output(output, inputs=_roots(folder))
-        found = list_files(folder, extensions=endings, ignore_case=True)
+        found = list_files(folder, extensions=endings, ignore_case=True, by_spark=False)
         places = _places(found, _roots(folder))
         images = _frame(
             spark,
@@ -167,7 +167,7 @@ class ImageDuplicatesRemovalStage:
 
         require_checkpoints(spark)
         check_output(output, inputs=_roots(shards))
-        found = list_files(shards, extensions=(".tar",), ignore_case=True)
+        found = list_files(shards, extensions=(".tar",), ignore_case=True, by_spark=False)
         places = _places(found, _roots(shards))
         rows = [(file.path, place) for file, place in zip(found, places, strict=True)]
         work = _frame(spark, rows, "path string, place string")
