@@ -248,6 +248,30 @@ def test_bad_input_before_any_work(spark, tmp_path):
     assert not list(tmp_path.glob("out/*"))
 
 
+def test_columns_that_cannot_be_kept_or_ranked_by_are_named_before_the_fit(spark, tmp_path, monkeypatch):
+    maps = pa.array([[("a", 1)]] * 60, pa.map_(pa.string(), pa.int32()))
+    data, out = write(tmp_path / "in", near_copies(), Centroid=range(60), m=maps), tmp_path / "out"
+
+    def fitted(*_, **__):
+        pytest.fail("k-means was fitted")
+
+    monkeypatch.setattr("spark_dedup.workflows.clusters.fit_kmeans", fitted)
+    for kwargs, message in [
+        ({"metadata_fields": ["Centroid"]}, "column 'Centroid' would be replaced by the result"),
+        ({"ranking_strategy": RankingStrategy(["Centroid"])}, "'Centroid' would be replaced"),
+        (
+            {"ranking_strategy": RankingStrategy(["m"])},
+            "column 'm' has type map<string,int>, which has no order",
+        ),
+        ({"ranking_strategy": RankingStrategy(["embeddings"])}, "'embeddings' holds the embeddings"),
+        ({"embedding_dim": "8"}, "embedding_dim must be a whole number of at least 1, not '8'"),
+        ({"init": [[1, 2], [3]]}, "init is no array of numbers"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            SemanticDeduplicationWorkflow(data, out, 4, **kwargs).run(spark)
+    assert not out.exists()
+
+
 def test_input_in_a_folder_that_would_be_cleared_is_refused(spark, tmp_path):
     data = write(tmp_path / "duplicates", near_copies())
     with pytest.raises(InputError, match="input"):
