@@ -206,7 +206,8 @@ def require_order(df: DataFrame, names: Sequence[str]) -> None:
     """
     for name in names:
         try:
-            df.orderBy(col(name)).columns  # noqa: B018 - a Connect session analyses only now
+            # Not orderBy, whose columns a Connect session takes for known and does not analyse.
+            df.select(F.sort_array(F.array(col(name)))).columns  # noqa: B018
         except Exception as error:  # its class differs between classic and Connect
             kind = dict(df.dtypes)[name]
             raise InputError(f"column '{name}' has type {kind}, which has no order to rank by") from error

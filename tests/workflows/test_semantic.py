@@ -347,10 +347,17 @@ for batch in (1024, 8):
     output = f"{tmp_path}/{{batch}}"
     job = SemanticDeduplicationWorkflow({str(folder)!r}, output, 3, eps=1e-3, pairwise_batch_size=batch)
     print(batch, job.run(spark)["num_duplicates"])
+from spark_dedup.semantic.ranking import require_order
+require_order(spark.range(1), ["id"])
+try:
+    require_order(spark.sql("SELECT map(1, 2) AS m"), ["m"])
+except ValueError as error:
+    print(error)
 """)
     job = SemanticDeduplicationWorkflow(folder, tmp_path / "classic", 3, eps=1e-3)
     count = job.run(spark)["num_duplicates"]
     assert 0 < count < 600
-    assert out.splitlines()[-2:] == [f"1024 {count}", f"8 {count}"]
+    assert out.splitlines()[-3:-1] == [f"1024 {count}", f"8 {count}"]
+    assert "column 'm' has type map<int,int>, which has no order to rank by" in out
     removed = [ids_in(tmp_path / name / "duplicates") for name in ("classic", "1024", "8")]
     assert removed[0] == removed[1] == removed[2]
