@@ -60,6 +60,9 @@ def test_bad_lists(spark, tmp_path, monkeypatch):
     listed = list_ids(tmp_path / "ids", [1])
     with pytest.raises(ValueError, match="column 'dup' not found in the list of duplicate ids; it has id"):
         ImageDuplicatesRemovalStage(listed, duplicate_id_field="dup").process(images)
+    (tmp_path / "a.tar").write_bytes(b"no shard: nobody reads it before the list is looked at")
+    with pytest.raises(ValueError, match="column 'dup' not found in the list of duplicate ids"):
+        ImageDuplicatesRemovalStage(listed, "dup").filter_shards(spark, tmp_path / "a.tar", tmp_path / "out")
     with pytest.raises(ValueError, match="column 'key' not found in the images"):
         ImageDuplicatesRemovalStage(listed).process(images, "key")
     monkeypatch.setattr("spark_dedup.removal.images._PATIENCE_S", 0.2)
