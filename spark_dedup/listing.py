@@ -44,6 +44,7 @@ def list_files(
     filetype: str = "parquet",
     extensions: Sequence[str] | None = None,
     ignore_case: bool = False,
+    by_spark: bool = True,
 ) -> list[FileInfo]:
     """List the data files under paths, recursively, sorted by path.
 
@@ -55,6 +56,8 @@ def list_files(
         filetype: ``parquet`` or ``jsonl``.
         extensions: endings to take instead of the filetype's own.
         ignore_case: take ``.JPG`` and ``.Jpg`` for ``.jpg``.
+        by_spark: Spark's reader will read them. Else a leading ``_`` hides nothing and a name may hold ``:``, as
+            those of pictures do that cameras and screens name ``_DSC0001.JPG`` or by the time.
 
     Raises:
         MissingInputError: when a path does not exist or holds no such file.
@@ -72,7 +75,8 @@ def list_files(
     for path in map(normalise_path, given):
         if not exists(path):
             raise MissingInputError(f"no such path: {path}")
-        here = set(_walk_local(path, wanted) if is_local(path) else _walk_remote(path, wanted))
+        walk = _walk_local if is_local(path) else _walk_remote
+        here = set(walk(path, wanted, by_spark))
         if not here:
             raise MissingInputError(f"no input files: {path} holds no file ending in {', '.join(endings)}")
         found |= here
@@ -114,11 +118,11 @@ def is_small(source: Named) -> bool:
     return True
 
 
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or (name.startswith("_") and "=" not in name)
+def _hidden(name: str, by_spark: bool) -> bool:
+    return name.startswith(".") or (by_spark and name.startswith("_") and "=" not in name)
 
 
-def _walk_local(root: str, wanted: Callable[[str], bool]) -> Iterator[FileInfo]:
+def _walk_local(root: str, wanted: Callable[[str], bool], by_spark: bool) -> Iterator[FileInfo]:
     if os.path.isfile(root):
         stat = os.stat(root)
         yield FileInfo(root, stat.st_size, stat.st_mtime_ns // 1_000_000)
@@ -131,12 +135,12 @@ def _walk_local(root: str, wanted: Callable[[str], bool]) -> Iterator[FileInfo]:
                     raise InputError(
                         f"{os.path.dirname(entry.path)} below {root} is a Delta table: read it on its own"
                     )
-                if _hidden(entry.name):
+                if _hidden(entry.name, by_spark):
                     continue
                 if entry.is_dir():
                     folders.append(entry.path)
                 elif wanted(entry.name):
-                    if ":" in entry.name:
+                    if by_spark and ":" in entry.name:
                         raise InputError(
                             f"{entry.path}: Hadoop cannot read a local file whose name holds ':' (folders' names "
                             "may): rename the file"
@@ -145,12 +149,12 @@ def _walk_local(root: str, wanted: Callable[[str], bool]) -> Iterator[FileInfo]:
                     yield FileInfo(entry.path, stat.st_size, stat.st_mtime_ns // 1_000_000)
 
 
-def _walk_remote(root: str, wanted: Callable[[str], bool]) -> Iterator[FileInfo]:
+def _walk_remote(root: str, wanted: Callable[[str], bool], by_spark: bool) -> Iterator[FileInfo]:
     fs, inner = filesystem(root)
     single = fs.isfile(inner)
     for path, info in fs.find(inner, detail=True).items():
         below = PurePosixPath(path[len(inner) :].lstrip("/")).parts
-        if single or (wanted(path) and not any(map(_hidden, below))):
+        if single or (wanted(path) and not any(_hidden(part, by_spark) for part in below)):
             modified = info.get("LastModified") or info.get("mtime") or info.get("last_modified") or 0
             seconds = modified.timestamp() if hasattr(modified, "timestamp") else float(modified)
             # A store's own name of a path may lack what Spark needs, such as HDFS's host or Azure's account.

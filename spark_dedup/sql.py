@@ -291,7 +291,9 @@ def register(spark: SparkSession) -> None:
             table.format("pairs"),
             literal(" WHERE cosine_sim_score >= 1 - "),
             "cast(eps AS STRING)",
-            literal(" - 1e-6D"),
+            # A record without an earlier one is listed with its own id and 0.
+            literal(" - 1e-6D AND max_id <> "),
+            column.format("id"),
         ]
     )
     for statement in (

@@ -210,6 +210,16 @@ def test_a_colon_in_a_file_name_is_refused_by_name(tmp_path):
         list_files(tmp_path)
 
 
+def test_names_that_only_spark_does_not_read(tmp_path):
+    names = ["_dir/a.jpg", "_DSC1.jpg", "10:00.jpg"]
+    for name in (*names, ".hidden.jpg"):
+        write(tmp_path / name, a=[1])
+    found = list_files(tmp_path, extensions=[".jpg"], by_spark=False)
+    assert [os.path.relpath(file.path, tmp_path) for file in found] == sorted(names)
+    found = list_files(f"local://{tmp_path}", extensions=[".jpg"], by_spark=False)
+    assert [file.path[-len(name) :] for file, name in zip(found, sorted(names), strict=True)] == sorted(names)
+
+
 def test_a_view_over_a_dropped_table(spark):
     spark.sql("CREATE TABLE ds_below USING parquet AS SELECT 1 AS a")
     spark.sql("CREATE VIEW ds_over AS SELECT * FROM ds_below")

@@ -227,6 +227,7 @@ class TestFunctions:
             "p"
         )
         assert ids(self.query(spark, "semantic_duplicates_query('p', 'id', 0.05)")) == [2, 4]
+        assert ids(self.query(spark, "semantic_duplicates_query('p', 'id', 0.9999995)")) == [2, 3, 4]
 
     def test_text_key(self, spark):
         row = spark.sql("SELECT text_key('Grüße') AS a, text_key(NULL) AS b").first()

@@ -60,7 +60,7 @@ def best_earlier(x: Array, *, tile: int = 1024) -> Best:
     xp = array_module(x)
     n = x.shape[0]
     best = _nothing(xp, n)
-    step = max(1, tile // _STRIPS)
+    step = max(1, min(tile // _STRIPS, n))
     buffer = xp.empty(min(step, n) * min(tile, n), dtype=xp.float32)
     not_earlier = xp.arange(step)[None, :] >= xp.arange(step)[:, None]
     barred = xp.where(not_earlier, -xp.inf, 0).astype(xp.float32)  # adding it is quicker than a mask

@@ -122,7 +122,7 @@ class ImageDuplicatesRemovalStage:
         from pyspark.sql import functions as F
 
         check_output(output, inputs=_roots(folder))
-        found = list_files(folder, extensions=endings, ignore_case=True)
+        found = list_files(folder, extensions=endings, ignore_case=True, by_spark=False)
         places = _places(found, _roots(folder))
         images = _frame(
             spark,
@@ -167,8 +167,9 @@ class ImageDuplicatesRemovalStage:
 
         require_checkpoints(spark)
         check_output(output, inputs=_roots(shards))
-        found = list_files(shards, extensions=(".tar",), ignore_case=True)
+        found = list_files(shards, extensions=(".tar",), ignore_case=True, by_spark=False)
         places = _places(found, _roots(shards))
+        listed, _ = self._listed(spark, "string")
         rows = [(file.path, place) for file, place in zip(found, places, strict=True)]
         work = _frame(spark, rows, "path string, place string")
         keys = work.mapInArrow(
@@ -179,7 +180,6 @@ class ImageDuplicatesRemovalStage:
         ]
         if broken:
             raise InputError(f"unreadable shard(s): {'; '.join(broken)}. Write them again or remove them")
-        listed, _ = self._listed(spark, "string")
         gone = keys.join(F.broadcast(listed), F.col("key") == F.col(_LISTED), "left_semi")
         by_shard = gone.groupBy("path").agg(F.collect_set("key").alias("keys"))
         tasks = work.join(by_shard, "path", "left")

@@ -34,7 +34,7 @@ def members(file: IO[bytes]) -> Iterator[Member]:
     """Yield the members of an uncompressed tar file, in order.
 
     Raises:
-        tarfile.TarError: the file is no tar, or truncated.
+        tarfile.TarError: the file is no tar, truncated or damaged.
     """
     size = file.seek(0, 2)
     file.seek(0)
@@ -42,15 +42,24 @@ def members(file: IO[bytes]) -> Iterator[Member]:
         while (found := tar.next()) is not None:
             end = tar.offset
             if end > size:
-                raise tarfile.ReadError(f"truncated in {found.name}")
+                raise tarfile.ReadError(f"truncated in {found.name!r}")
             match = _KEY.fullmatch(found.name) if found.isfile() else None
-            yield Member(match[1] if match else None, found.offset, end)
+            yield Member(_utf8(match[1]) if match else None, found.offset, end)
             tar.members.clear()  # type: ignore[attr-defined]  # of a large shard, tarfile would keep every one
+        # tarfile takes a header that it cannot read for the end, but for the first.
+        file.seek(tar.offset)
+        if file.read(2 * tarfile.BLOCKSIZE).strip(b"\0"):
+            raise tarfile.ReadError(f"damaged at byte {tar.offset:,}")
 
 
 def sample_keys(file: IO[bytes]) -> list[str]:
     """Return the keys of a shard's samples, each once, in order."""
     return list(dict.fromkeys(member.key for member in members(file) if member.key is not None))
+
+
+def _utf8(key: str) -> str:
+    """Return a key whose bytes are not UTF-8, which no id can be, with these written as escapes."""
+    return key.encode("utf-8", "backslashreplace").decode()
 
 
 def copy_without(source: IO[bytes], target: IO[bytes], keys: Collection[str]) -> None:

@@ -36,9 +36,10 @@ if TYPE_CHECKING:
 
     from spark_dedup.semantic.kmeans import KMeansModel
 
-__all__ = ["CENTROID_COL", "assign_clusters", "cluster_layout"]
+__all__ = ["CENTROID_COL", "assign_clusters", "check_kept", "cluster_layout"]
 
 CENTROID_COL = "centroid"
+_ADDED = (L2_DIST_TO_CENT_COL, COSINE_DIST_TO_CENT_COL, CENTROID_COL)
 
 LARGE_BYTES = 16 << 20
 """Centroids above this go to Connect's tasks as a file. Classic Spark itself broadcasts a large function."""
@@ -77,12 +78,9 @@ def assign_clusters(
         InputError: columns are missing, of a wrong type, or named like one that is added.
     """
     check_invalid_option(invalid_embeddings)
-    added = (L2_DIST_TO_CENT_COL, COSINE_DIST_TO_CENT_COL, CENTROID_COL)
     kept = [id_field, *(name for name in metadata_fields or () if name not in (id_field, embedding_field))]
     require_columns(df, kept, where="the embeddings")
-    taken = [name for name in [*kept, embedding_field] if name in added]
-    if taken:
-        raise InputError(f"column '{taken[0]}' would be replaced by the result; rename it first")
+    check_kept([*kept, embedding_field])
     columns = [col(id_field), array_column(df, embedding_field), *map(col, kept[1:])]
     # Plain names inside: mapInArrow looks its columns up by unquoted names.
     source = df.select(*(column.alias(f"c{i}") for i, column in enumerate(columns)))
@@ -108,7 +106,18 @@ def assign_clusters(
             columns += [pa.array(l2), pa.array(cosine), pa.array(labels)]
             yield pa.RecordBatch.from_arrays(columns, schema.names)
 
-    return source.mapInArrow(in_worker(run), schema).toDF(id_field, embedding_field, *kept[1:], *added)
+    return source.mapInArrow(in_worker(run), schema).toDF(id_field, embedding_field, *kept[1:], *_ADDED)
+
+
+def check_kept(names: Iterable[str]) -> None:
+    """Check that no column to keep is called like one that is added, in whatever case.
+
+    Raises:
+        InputError: naming the first.
+    """
+    taken = [name for name in names if name.lower() in _ADDED]
+    if taken:
+        raise InputError(f"column '{taken[0]}' would be replaced by the result; rename it first")
 
 
 def _shipped(spark: SparkSession, centroids: NDArray[np.float32]) -> Callable[[], NDArray[np.float32]]:

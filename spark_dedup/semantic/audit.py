@@ -79,7 +79,7 @@ def audit_recall(
     Raises:
         InputError: arguments out of range, missing columns, or no records.
     """
-    thresholds = tuple(check_eps(e) for e in ([eps] if isinstance(eps, int | float) else eps))
+    thresholds = tuple(check_eps(e) for e in (eps if isinstance(eps, Iterable) else [eps]))
     if n_probe < 1 or sample_size < 1 or not thresholds:
         raise InputError("n_probe and sample_size must be at least 1, and there must be an eps")
     if n_probe > 1 and centroids is None:

@@ -112,8 +112,7 @@ def embedding_width(df: DataFrame, embedding_field: str, embedding_dim: int | No
         InputError: there are no embeddings, or they are binary and ``embedding_dim`` is not given.
     """
     if embedding_dim is not None:
-        if embedding_dim < 1:
-            raise InputError(f"embedding_dim must be at least 1, not {embedding_dim}")
+        check_dim(embedding_dim)
         return embedding_dim
     column = array_column(df, embedding_field)
     if df.select(column.alias("e")).schema["e"].dataType.typeName() == "binary":
@@ -126,6 +125,15 @@ def embedding_width(df: DataFrame, embedding_field: str, embedding_dim: int | No
     if width is None:
         raise InputError(f"column '{embedding_field}' holds no embeddings")
     return width
+
+
+def check_dim(embedding_dim: int | None) -> None:
+    """Raise ``InputError`` unless a length that is given is a whole number of at least 1."""
+    if embedding_dim is None:
+        return
+    whole = isinstance(embedding_dim, int | np.integer) and not isinstance(embedding_dim, bool)
+    if not whole or embedding_dim < 1:
+        raise InputError(f"embedding_dim must be a whole number of at least 1, not {embedding_dim!r}")
 
 
 def commonest(lengths: Iterable[int]) -> int | None:

@@ -25,6 +25,7 @@ __all__ = [
     "check_seed",
     "order_keys",
     "precedes",
+    "require_order",
     "require_ranking",
 ]
 
@@ -195,3 +196,18 @@ def require_ranking(
     missing = [name for name in names if name not in df.columns]
     if missing:
         raise InputError(f"Required columns {missing} not found in {where} {', '.join(df.columns)}")
+
+
+def require_order(df: DataFrame, names: Sequence[str]) -> None:
+    """Check that Spark can sort by columns of ``df``.
+
+    Raises:
+        InputError: naming the first that it cannot sort by, such as a map.
+    """
+    for name in names:
+        try:
+            # Not orderBy, whose columns a Connect session takes for known and does not analyse.
+            df.select(F.sort_array(F.array(col(name)))).columns  # noqa: B018
+        except Exception as error:  # its class differs between classic and Connect
+            kind = dict(df.dtypes)[name]
+            raise InputError(f"column '{name}' has type {kind}, which has no order to rank by") from error

@@ -22,10 +22,10 @@ from spark_dedup.listing import FileInfo, Named
 from spark_dedup.outputs import check_output, exclusive, staged
 from spark_dedup.paths import Location, filesystem, is_local, normalise_path
 from spark_dedup.progress import job_progress
-from spark_dedup.semantic.assign import assign_clusters, cluster_layout
+from spark_dedup.semantic.assign import assign_clusters, check_kept, cluster_layout
 from spark_dedup.semantic.cluster_files import parquet_codec, write_clusters
 from spark_dedup.semantic.embedding_files import EmbeddingFiles, find_embedding_files
-from spark_dedup.semantic.embeddings import array_column, check_invalid_option, embedding_width
+from spark_dedup.semantic.embeddings import array_column, check_dim, check_invalid_option, embedding_width
 from spark_dedup.semantic.kmeans import check_init, check_parameters, fit_kmeans
 from spark_dedup.semantic.ranking import check_seed
 from spark_dedup.session import active_or_build
@@ -125,8 +125,12 @@ class KMeansStage:
         check_invalid_option(self.invalid_embeddings)
         if self.id_field == self.embedding_field:
             raise InputError(f"id_field and embedding_field are both {self.id_field!r}: name two columns")
-        start = self.init if isinstance(self.init, str) else np.asarray(self.init)
+        check_dim(self.embedding_dim)
         self.random_state = check_seed(self.random_state)
+        try:
+            start = self.init if isinstance(self.init, str) else np.asarray(self.init, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"init is no array of numbers: {error}") from error
         width = 1 if isinstance(start, str) else start.shape[-1] if start.ndim else 1
         check_init(start, self.n_clusters, width)
 
@@ -211,6 +215,7 @@ class KMeansStage:
 
     def _inspect(self, spark: SparkSession, folders: Sequence[str]) -> JobInput:
         """Check input and outputs before any work."""
+        check_kept([self.id_field, self.embedding_field, *self._kept_fields()])
         columns = self._input_fields()
         found = inspect_input(
             spark,

@@ -27,6 +27,7 @@ from spark_dedup.semantic.ranking import (
     L2_DIST_TO_CENT_COL,
     RankingStrategy,
     check_ranking,
+    require_order,
     require_ranking,
 )
 from spark_dedup.session import active_or_build, require_checkpoints
@@ -256,6 +257,9 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             made = (COSINE_DIST_TO_CENT_COL, L2_DIST_TO_CENT_COL)
             ranked = [name for name in self.ranking_strategy.metadata_cols if name not in made]
             require_ranking(df, ranked, where=f"{where}; it has")
+            if self.embedding_field in ranked:
+                raise InputError(f"column '{self.embedding_field}' holds the embeddings, which do not rank")
+            require_order(df, ranked)
         super()._require(df, columns, where=where)
 
     def _read(self, spark: SparkSession) -> DataFrame:

@@ -137,6 +137,12 @@ class Steps:
                 "parameters or input changed since the unfinished run in %s: starting over", self.output
             )
             return False
+        gone = [n for n in before["wrote"] if n in self._owned and not exists(f"{self.output}/{n}")]
+        if gone:
+            logger.warning(
+                "%s of the unfinished run in %s was deleted: starting over", ", ".join(gone), self.output
+            )
+            return False
         self._done, self._wrote = dict(before["steps"]), list(before["wrote"])
         if self._done:
             logger.info("going on after the finished steps: %s", ", ".join(self._done))

@@ -44,6 +44,11 @@ def test_matches_the_row_by_row_reference_for_any_tile(n, dim):
         np.testing.assert_array_equal(best.index, place)
 
 
+def test_a_tile_far_larger_than_the_rows_takes_no_memory():
+    best = best_earlier(unit(3, 4), tile=1 << 24)
+    np.testing.assert_array_equal(best.index, reference(unit(3, 4))[1])
+
+
 def test_matches_a_published_table():
     x = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12], [1, 2, 3], [1, 2, 3]], np.float32)
     x /= np.linalg.norm(x, axis=1, keepdims=True)

@@ -60,6 +60,9 @@ def test_bad_lists(spark, tmp_path, monkeypatch):
     listed = list_ids(tmp_path / "ids", [1])
     with pytest.raises(ValueError, match="column 'dup' not found in the list of duplicate ids; it has id"):
         ImageDuplicatesRemovalStage(listed, duplicate_id_field="dup").process(images)
+    (tmp_path / "a.tar").write_bytes(b"no shard: nobody reads it before the list is looked at")
+    with pytest.raises(ValueError, match="column 'dup' not found in the list of duplicate ids"):
+        ImageDuplicatesRemovalStage(listed, "dup").filter_shards(spark, tmp_path / "a.tar", tmp_path / "out")
     with pytest.raises(ValueError, match="column 'key' not found in the images"):
         ImageDuplicatesRemovalStage(listed).process(images, "key")
     monkeypatch.setattr("spark_dedup.removal.images._PATIENCE_S", 0.2)
@@ -197,6 +200,49 @@ def test_nothing_removed_gives_the_same_members(tmp_path, form):
     copy_without(source, target, frozenset())
     assert target.getvalue() == source.getvalue()
     assert [m.key for m in members(source)] == [f"d/{n}" for n in range(5) for _ in range(2)]
+
+
+def test_pictures_named_by_cameras_and_screens_are_not_lost(spark, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("_DSC0001.JPG", "_DSC0002.JPG", "Screen 10:00.png"):
+        (tmp_path / "in" / name).write_bytes(b"1")
+    stage = ImageDuplicatesRemovalStage(list_ids(tmp_path / "ids", ["_DSC0002"]))
+    assert stage.filter_folder(spark, tmp_path / "in", tmp_path / "out") == 2
+    assert sorted(os.listdir(tmp_path / "out")) == ["Screen 10:00.png", "_DSC0001.JPG"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "zero", "cut"])
+def test_a_damaged_header_is_no_end_of_the_shard(tmp_path, damage):
+    """tarfile itself takes one in the middle for the end, and the samples after it would be lost."""
+    shard(tmp_path / "a.tar", [(f"{n}", b"x" * 600) for n in range(5)], tarfile.USTAR_FORMAT)
+    data = (tmp_path / "a.tar").read_bytes()
+    at = [member.start for member in members(io.BytesIO(data))][4]
+    damaged = {
+        "flip": data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :],
+        "zero": data[:at] + bytes(512) + data[at + 512 :],
+        "cut": data[: at + 100],
+    }[damage]
+    with pytest.raises(tarfile.ReadError, match=f"damaged at byte {at:,}"):
+        list(members(io.BytesIO(damaged)))
+
+
+def test_a_key_that_is_not_utf8_is_written_as_escapes(spark, tmp_path):
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")
+    (tmp_path / "in").mkdir()
+    shard(tmp_path / "in" / "a.tar", [("a", b"1"), (name, b"2"), ("b", b"3")], tarfile.GNU_FORMAT)
+    stage = ImageDuplicatesRemovalStage(list_ids(tmp_path / "ids", ["a"]))
+    assert stage.filter_shards(spark, tmp_path / "in", tmp_path / "out") == 2
+    assert list(raw(tmp_path / "out" / "a.tar")[0]) == [
+        f"{k}.{e}" for k in (name, "b") for e in ("png", "json")
+    ]
+    stage = ImageDuplicatesRemovalStage(list_ids(tmp_path / "others", [r"caf\udce9"]))
+    assert stage.filter_shards(spark, tmp_path / "in", tmp_path / "out2") == 2
+    assert [m.key for m in members(io.BytesIO((tmp_path / "out2" / "a.tar").read_bytes()))] == [
+        "a",
+        "a",
+        "b",
+        "b",
+    ]
 
 
 def test_keys_are_webdatasets():

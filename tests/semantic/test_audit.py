@@ -53,12 +53,12 @@ def test_a_sample_of_everything_gives_the_truth(assigned, data):
 
 def test_missed_pairs_are_true_and_apart(assigned, data):
     x, _, order = data
-    audit = audit_recall(assigned, eps=0.1, sample_size=300, missed=5)
+    audit = audit_recall(assigned, eps=np.float32(0.125), sample_size=300, missed=5)
     assert 0 < len(audit.missed) <= 5
     for pair in audit.missed:
         i, j = int(pair.id[1:]), int(pair.other_id[1:])
         assert x[i] @ x[j] == pytest.approx(pair.score, abs=1e-6)
-        assert pair.score >= 0.9 - 1e-6
+        assert pair.score >= 0.875 - 1e-6
         assert order[i, 0] != order[j, 0]
 
 

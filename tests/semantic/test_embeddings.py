@@ -164,7 +164,7 @@ def test_missing_column_empty_input_and_binary_without_a_length(spark):
         embedding_width(df, "embeddings")
     with pytest.raises(InputError, match="give embedding_dim"):
         embedding_width(frame(spark, [b"1234"], T.BinaryType()), "embeddings")
-    with pytest.raises(InputError, match="embedding_dim must be at least 1"):
+    with pytest.raises(InputError, match="embedding_dim must be a whole number of at least 1"):
         embedding_width(df, "embeddings", 0)
     with pytest.raises(InputError, match="'error' or 'drop'"):
         validate_embeddings(df, "embeddings", id_field=None, invalid="ignore")

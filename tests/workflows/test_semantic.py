@@ -248,6 +248,30 @@ def test_bad_input_before_any_work(spark, tmp_path):
     assert not list(tmp_path.glob("out/*"))
 
 
+def test_columns_that_cannot_be_kept_or_ranked_by_are_named_before_the_fit(spark, tmp_path, monkeypatch):
+    maps = pa.array([[("a", 1)]] * 60, pa.map_(pa.string(), pa.int32()))
+    data, out = write(tmp_path / "in", near_copies(), Centroid=range(60), m=maps), tmp_path / "out"
+
+    def fitted(*_, **__):
+        pytest.fail("k-means was fitted")
+
+    monkeypatch.setattr("spark_dedup.workflows.clusters.fit_kmeans", fitted)
+    for kwargs, message in [
+        ({"metadata_fields": ["Centroid"]}, "column 'Centroid' would be replaced by the result"),
+        ({"ranking_strategy": RankingStrategy(["Centroid"])}, "'Centroid' would be replaced"),
+        (
+            {"ranking_strategy": RankingStrategy(["m"])},
+            "column 'm' has type map<string,int>, which has no order",
+        ),
+        ({"ranking_strategy": RankingStrategy(["embeddings"])}, "'embeddings' holds the embeddings"),
+        ({"embedding_dim": "8"}, "embedding_dim must be a whole number of at least 1, not '8'"),
+        ({"init": [[1, 2], [3]]}, "init is no array of numbers"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            SemanticDeduplicationWorkflow(data, out, 4, **kwargs).run(spark)
+    assert not out.exists()
+
+
 def test_input_in_a_folder_that_would_be_cleared_is_refused(spark, tmp_path):
     data = write(tmp_path / "duplicates", near_copies())
     with pytest.raises(InputError, match="input"):
@@ -323,10 +347,17 @@ for batch in (1024, 8):
     output = f"{tmp_path}/{{batch}}"
     job = SemanticDeduplicationWorkflow({str(folder)!r}, output, 3, eps=1e-3, pairwise_batch_size=batch)
     print(batch, job.run(spark)["num_duplicates"])
+from spark_dedup.semantic.ranking import require_order
+require_order(spark.range(1), ["id"])
+try:
+    require_order(spark.sql("SELECT map(1, 2) AS m"), ["m"])
+except ValueError as error:
+    print(error)
 """)
     job = SemanticDeduplicationWorkflow(folder, tmp_path / "classic", 3, eps=1e-3)
     count = job.run(spark)["num_duplicates"]
     assert 0 < count < 600
-    assert out.splitlines()[-2:] == [f"1024 {count}", f"8 {count}"]
+    assert out.splitlines()[-3:-1] == [f"1024 {count}", f"8 {count}"]
+    assert "column 'm' has type map<int,int>, which has no order to rank by" in out
     removed = [ids_in(tmp_path / name / "duplicates") for name in ("classic", "1024", "8")]
     assert removed[0] == removed[1] == removed[2]

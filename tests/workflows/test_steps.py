@@ -61,6 +61,18 @@ def test_another_input_starts_over(tmp_path):
     assert names(out) == ["other"]
 
 
+def test_what_a_step_wrote_and_a_user_deleted_is_made_again(tmp_path, caplog):
+    """As after ``rm -r out/*``, which leaves the record."""
+    killed = Steps(tmp_path, "d", owned=OWNED)
+    make(tmp_path, "ids")
+    killed.finish("identify", {"n": 3}, wrote=["ids", "elsewhere"])
+    assert Steps(tmp_path, "d", owned=OWNED).resumed
+    os.rmdir(tmp_path / "ids")
+    again = Steps(tmp_path, "d", owned=OWNED)
+    assert (again.resumed, again.result("identify")) == (False, None)
+    assert f"ids of the unfinished run in {tmp_path} was deleted: starting over" in caplog.text
+
+
 def test_what_no_run_of_ours_wrote_is_refused(tmp_path):
     make(tmp_path, "ids")
     with pytest.raises(FileExistsError):
