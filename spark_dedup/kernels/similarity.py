@@ -207,25 +207,27 @@ def _improve(best: Best, start: int, stop: int, x: Array, others: Array, product
     """
     xp = array_module(x)
     known = best.score[start:stop]
-    top = product.max(axis=1)
+    index = product.argmax(axis=1)
+    top = product[xp.arange(len(index)), index]
     rows = xp.flatnonzero((top >= known - _slack(x.shape[1])) & (top > -xp.inf))
     if not rows.size:
         return
     if rows.size < top.size:
-        x, product = x[rows], product[rows]
-    score, index = _exact_best(x, others, product)
+        x, product, index, top = x[rows], product[rows], index[rows], top[rows]
+    score, index = _exact_best(x, others, product, index, top)
     better = score > known[rows]
     at = start + rows[better]
     best.score[at] = score[better]
     best.index[at] = index[better] + offset
 
 
-def _exact_best(x: Array, others: Array, product: Array) -> tuple[Array, Array]:
-    """Return the exact largest score per row, and the earliest row that has it."""
+def _exact_best(x: Array, others: Array, product: Array, index: Array, top: Array) -> tuple[Array, Array]:
+    """Return the exact largest score per row, and the earliest row that has it.
+
+    ``index`` is where the largest product of each row stands, ``top`` that product.
+    """
     xp = array_module(x)
     rows = xp.arange(x.shape[0])
-    index = product.argmax(axis=1)
-    top = product[rows, index]
     product[rows, index] = -xp.inf
     least = top - _slack(x.shape[1])
     crowded = xp.flatnonzero(product.max(axis=1) >= least)
