@@ -157,7 +157,9 @@ def check_lines(splits: Sequence[Split], paths: Mapping[str, str], on_bad_lines:
     places = [_place(paths[url], first_in[url], splits) for url in sorted(first_in)[:5]]
     message = f"{total} malformed line(s) in {len(first_in)} file(s), the first at {'; '.join(places)}"
     if on_bad_lines != "skip":
-        raise InputError(f'{message}. Mend them, or leave them out with on_bad_lines="skip"')
+        raise InputError(
+            f'{message}. Mend them, or leave them out with on_bad_lines="skip" where there is one'
+        )
     logger.warning("%s: skipped", message)
     return total
 

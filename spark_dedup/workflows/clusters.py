@@ -227,7 +227,13 @@ class KMeansStage:
         for folder in folders:
             check_output(folder, inputs=found.paths, mode="overwrite")
         if self.input_filetype == "jsonl":  # looks for malformed lines, in a pass of its own
-            read_input(spark, self.input_path, filetype="jsonl", extensions=self.input_file_extensions)
+            read_input(
+                spark,
+                self.input_path,
+                filetype="jsonl",
+                read_kwargs=self.read_kwargs,
+                extensions=self.input_file_extensions,
+            )
         df = self._read(spark)
         self._require(df, columns, where=str(found.source))
         array_column(df, self.embedding_field)

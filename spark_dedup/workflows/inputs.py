@@ -179,10 +179,11 @@ def read_input(
         return read_files(reader.schema(known) if known else reader, found, filetype, extensions)
 
     names, to_count, df = jsonl.open_jsonl(read)
-    require_columns(names, columns or [], where=str(found))
     kept = [col(name) for name in (names if columns is None else columns)]
-    if not check_lines:
-        return df.select(*kept), None
+    if names:  # without any, malformed lines may be why
+        require_columns(names, columns or [], where=str(found))
+        if not check_lines:
+            return df.select(*kept), None
     splits = count_splits(to_count, bad=jsonl.bad_text())
     files = list_files(list(found.names), filetype=filetype, extensions=extensions)
     urls = match_urls(df.inputFiles(), [file.path for file in files])
@@ -190,6 +191,7 @@ def read_input(
     skipped = jsonl.check_lines(splits, paths, on_bad_lines)
     if not any(value is not None for value in (read_kwargs or {}).values()):  # they may say what a line is
         jsonl.check_ends(read_files(spark.read, found, filetype, extensions, as_text=True), paths)
+    require_columns(names, columns or [], where=str(found))
     if skipped:
         df = df.where(jsonl.bad_text().isNull())
     return df.select(*kept), sum(rows_by_url(splits).values()) - skipped

@@ -168,6 +168,18 @@ def test_two_documents_on_a_line_are_refused(spark, tmp_path, assign):
 
 
 @pytest.mark.parametrize("assign", [True, False])
+def test_files_of_malformed_lines_alone_are_named(spark, tmp_path, assign):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text("no json\nat all\n")
+    job = {} if assign else {"assign_id": False, "id_field": "id"}
+    with pytest.raises(InputError, match=r"2 malformed line\(s\) in 1 file.*a\.jsonl line 1: 'no json'"):
+        ExactDeduplicationWorkflow(
+            input_path=tmp_path / "in", output_path=tmp_path / "out", input_filetype="jsonl", **job
+        ).run(spark)
+    assert os.listdir(tmp_path) == ["in"]
+
+
+@pytest.mark.parametrize("assign", [True, False])
 def test_malformed_lines_are_named(spark, tmp_path, assign):
     (tmp_path / "in").mkdir()
     lines = [json.dumps({"id": i, "text": f"t{i}"}).encode() for i in range(3)]
