@@ -158,7 +158,7 @@ def check_lines(splits: Sequence[Split], paths: Mapping[str, str], on_bad_lines:
     message = f"{total} malformed line(s) in {len(first_in)} file(s), the first at {'; '.join(places)}"
     if on_bad_lines != "skip":
         raise InputError(
-            f'{message}. Mend them, or leave them out with on_bad_lines="skip" where there is one'
+            f'{message}. Mend them, or leave them out with on_bad_lines="skip", if the job has it'
         )
     logger.warning("%s: skipped", message)
     return total
