@@ -118,7 +118,9 @@ def is_small(source: Named) -> bool:
     return True
 
 
-def _hidden(name: str, by_spark: bool) -> bool:
+def _hidden(name: str, by_spark: bool, *, is_folder: bool) -> bool:
+    if is_folder and name.startswith(("_metadata", "_common_metadata")):
+        return False  # Spark looks into these
     return name.startswith(".") or (by_spark and name.startswith("_") and "=" not in name)
 
 
@@ -135,9 +137,10 @@ def _walk_local(root: str, wanted: Callable[[str], bool], by_spark: bool) -> Ite
                     raise InputError(
                         f"{os.path.dirname(entry.path)} below {root} is a Delta table: read it on its own"
                     )
-                if _hidden(entry.name, by_spark):
+                is_folder = entry.is_dir()
+                if _hidden(entry.name, by_spark, is_folder=is_folder):
                     continue
-                if entry.is_dir():
+                if is_folder:
                     folders.append(entry.path)
                 elif wanted(entry.name):
                     if by_spark and ":" in entry.name:
@@ -153,8 +156,9 @@ def _walk_remote(root: str, wanted: Callable[[str], bool], by_spark: bool) -> It
     fs, inner = filesystem(root)
     single = fs.isfile(inner)
     for path, info in fs.find(inner, detail=True).items():
-        below = PurePosixPath(path[len(inner) :].lstrip("/")).parts
-        if single or (wanted(path) and not any(_hidden(part, by_spark) for part in below)):
+        *folders, name = PurePosixPath(path[len(inner) :].lstrip("/")).parts or ("",)
+        hidden = any(_hidden(part, by_spark, is_folder=True) for part in folders)
+        if single or (wanted(path) and not hidden and not _hidden(name, by_spark, is_folder=False)):
             modified = info.get("LastModified") or info.get("mtime") or info.get("last_modified") or 0
             seconds = modified.timestamp() if hasattr(modified, "timestamp") else float(modified)
             # A store's own name of a path may lack what Spark needs, such as HDFS's host or Azure's account.

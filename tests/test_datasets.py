@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from urllib.parse import unquote
 
 import fsspec
 import pyarrow as pa
@@ -42,6 +43,25 @@ def test_listing(tmp_path):
     stat = os.stat(tmp_path / "a.parquet")
     file = list_files(tmp_path / "a.parquet")[0]
     assert (file.size, file.modified_ms) == (stat.st_size, stat.st_mtime_ns // 1_000_000)
+
+
+def test_the_files_listed_are_those_that_spark_reads(spark, tmp_path):
+    """Spark looks into folders that begin like its own summaries, but into no others that begin with ``_``."""
+    for name in (
+        "a.parquet",
+        "_metadata/b.parquet",
+        "_metadata_old/c.parquet",
+        "_common_metadata.d/d.parquet",
+        "_other/e.parquet",
+        "_col=1x/_metadata2/g.parquet",
+        ".h/i.parquet",
+    ):
+        write(tmp_path / name, a=[1])
+    listed = [os.path.relpath(file.path, tmp_path) for file in list_files(tmp_path)]
+    df = read_dataset(spark, tmp_path)
+    read = [os.path.relpath(unquote(url.split("://", 1)[1]), tmp_path) for url in df.inputFiles()]
+    assert listed == sorted(read)
+    assert df.count() == len(listed) == 5
 
 
 class Hostless(MemoryFileSystem):
