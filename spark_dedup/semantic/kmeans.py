@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -124,10 +126,17 @@ def fit_kmeans(
             than clusters.
     """
     check_invalid_option(invalid_embeddings)
-    check_parameters(n_clusters, max_iter, tol, n_init, oversampling_factor, fit_data_fraction)
+    check_parameters(
+        n_clusters=n_clusters,
+        max_iter=max_iter,
+        n_init=n_init,
+        max_samples_per_batch=max_samples_per_batch,
+        max_points_per_centroid=max_points_per_centroid,
+        tol=tol,
+        oversampling_factor=oversampling_factor,
+        fit_data_fraction=fit_data_fraction,
+    )
     random_state = check_seed(random_state)
-    if max_points_per_centroid is not None and max_points_per_centroid < 1:
-        raise InputError(f"max_points_per_centroid must be at least 1, not {max_points_per_centroid}")
     column = array_column(df, embedding_field)
     require_columns(df, [id_field] if id_field else [], where="the embeddings")
     if embedding_dim is None and files is not None:
@@ -189,22 +198,21 @@ def _run(
 
 
 def check_parameters(
-    n_clusters: int,
-    max_iter: int,
-    tol: float,
-    n_init: int,
-    oversampling_factor: float,
-    fit_data_fraction: float | None,
+    *, tol: float, oversampling_factor: float, fit_data_fraction: float | None, **counts: int | None
 ) -> None:
     """Raise ``InputError`` for a k-means parameter that is out of range."""
-    for name, value in (("n_clusters", n_clusters), ("max_iter", max_iter), ("n_init", n_init)):
+    for name, value in counts.items():
+        if value is None and name == "max_points_per_centroid":
+            continue
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
-    if not tol >= 0:
+    if not (isinstance(tol, Real) and tol >= 0):
         raise InputError(f"tol must be at least 0, not {tol!r}")
-    if not oversampling_factor > 0:
-        raise InputError(f"oversampling_factor must be above 0, not {oversampling_factor!r}")
-    if fit_data_fraction is not None and not 0 < fit_data_fraction < 1:
+    if not (isinstance(oversampling_factor, Real) and 0 < oversampling_factor < math.inf):
+        raise InputError(f"oversampling_factor must be above 0 and finite, not {oversampling_factor!r}")
+    if fit_data_fraction is None:
+        return
+    if not (isinstance(fit_data_fraction, Real) and 0 < fit_data_fraction < 1):
         raise InputError(
             f"fit_data_fraction must lie between 0 and 1, both exclusive, not {fit_data_fraction!r}"
         )

@@ -115,12 +115,14 @@ class KMeansStage:
 
     def __post_init__(self) -> None:
         check_parameters(
-            self.n_clusters,
-            self.max_iter,
-            self.tol,
-            self.n_init,
-            self.oversampling_factor,
-            self.fit_data_fraction,
+            n_clusters=self.n_clusters,
+            max_iter=self.max_iter,
+            n_init=self.n_init,
+            max_samples_per_batch=self.max_samples_per_batch,
+            max_points_per_centroid=self.max_points_per_centroid,
+            tol=self.tol,
+            oversampling_factor=self.oversampling_factor,
+            fit_data_fraction=self.fit_data_fraction,
         )
         check_invalid_option(self.invalid_embeddings)
         if self.id_field == self.embedding_field:
