@@ -10,18 +10,15 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from spark_dedup.datasets import read_dataset
-from spark_dedup.errors import InputError, named_errors
+from spark_dedup.errors import InputError
 from spark_dedup.exact import check_text
-from spark_dedup.ids.splits import on_gpu
 from spark_dedup.ledger import check_ledger
 from spark_dedup.limits import SafetyStopError, check_limits, over_a_limit
-from spark_dedup.outputs import exclusive, staged
-from spark_dedup.paths import Location, delete, exists, normalise_path, spark_location
+from spark_dedup.outputs import exclusive
+from spark_dedup.paths import Location, delete, exists, normalise_path
 from spark_dedup.progress import job_progress
 from spark_dedup.rules import TEXT_LENGTH, check_source_rules, with_text_length
-from spark_dedup.semantic.cluster_reading import StoredClusters, one_cluster
 from spark_dedup.semantic.identify import check_eps
-from spark_dedup.semantic.pairwise import pairwise_similarity
 from spark_dedup.semantic.ranking import (
     COSINE_DIST_TO_CENT_COL,
     L2_DIST_TO_CENT_COL,
@@ -32,16 +29,16 @@ from spark_dedup.semantic.ranking import (
 )
 from spark_dedup.session import active_or_build, require_checkpoints
 from spark_dedup.settings import parquet_as_it_is
-from spark_dedup.workflows.clusters import KMEANS_FOLDER, KMeansStage, given_options, read_centroids
+from spark_dedup.workflows.clusters import KMEANS_FOLDER, KMeansStage
 from spark_dedup.workflows.inputs import JobInput, check_compression
 from spark_dedup.workflows.planning import plan_of
 from spark_dedup.workflows.recording import record_run
 from spark_dedup.workflows.result import WorkflowResult
 from spark_dedup.workflows.semantic_matching import (
     PAIRWISE_FOLDER,
+    compare,
     identify,
     ledger_rows,
-    rank_first,
     removed_with_sources,
 )
 
@@ -270,49 +267,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
         return with_text_length(df, text_field=self.keep_longest)
 
     def _compare(self, spark: SparkSession, cache: str) -> dict[str, Any]:
-        """Write ``pairwise_results``."""
-        started = time.monotonic()
-        folder = f"{cache}/{KMEANS_FOLDER}"
-        stored = None if on_gpu(spark) else self._stored(spark, folder)
-        clusters = read_dataset(spark, folder) if stored is None else stored.frame
-        pairs = pairwise_similarity(
-            clusters,
-            id_field=self.id_field,
-            embedding_field=self.embedding_field,
-            which_to_keep=self.which_to_keep,
-            distance_metric=self.distance_metric,
-            ranking_strategy=self.ranking_strategy,
-            pairwise_batch_size=self.pairwise_batch_size,
-            random_state=self.random_state,
-            n_probe=self.n_probe,
-            centroids=read_centroids(folder) if self.n_probe > 1 else None,
-            rank_first=rank_first(self),
-            stored=stored,
-            device=self.device,
-        )
-        with (
-            staged(f"{cache}/{PAIRWISE_FOLDER}", mode="overwrite") as aside,
-            job_progress(spark, "comparing records inside their clusters"),
-            named_errors(),
-        ):
-            pairs.write.options(**given_options(self.cache_kwargs)).parquet(spark_location(aside))
-        return {"pairwise_time": time.monotonic() - started}
-
-    def _stored(self, spark: SparkSession, folder: str) -> StoredClusters:
-        """Return the clusters with the columns that are compared and that rank."""
-        columns = [
-            self.id_field,
-            self.embedding_field,
-            "centroid",
-            L2_DIST_TO_CENT_COL,
-            COSINE_DIST_TO_CENT_COL,
-        ]
-        columns += [] if self.ranking_strategy is None else self.ranking_strategy.metadata_cols
-        columns += [] if self.source_field is None else [self.source_field]
-        columns += [] if self.keep_longest is None else [TEXT_LENGTH]
-        return StoredClusters(
-            one_cluster(spark, folder), folder, list(dict.fromkeys(columns)), self.embedding_field
-        )
+        return compare(self, spark, cache)
 
     def _over_a_limit(
         self, metadata: Mapping[str, Any], removed: DataFrame | None = None

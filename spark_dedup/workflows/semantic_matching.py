@@ -1,4 +1,4 @@
-"""The last step of the semantic job: the ids to remove, and the rows behind them, by threshold and rules."""
+"""The steps of the semantic job after clustering: similarities, then the ids to remove, by threshold and rules."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ from pyspark.sql import functions as F
 
 from spark_dedup import rules
 from spark_dedup.datasets import read_dataset
+from spark_dedup.errors import named_errors
+from spark_dedup.ids.splits import on_gpu
 from spark_dedup.outputs import staged
 from spark_dedup.paths import spark_location
 from spark_dedup.progress import job_progress
+from spark_dedup.semantic.cluster_reading import StoredClusters, one_cluster
 from spark_dedup.semantic.identify import above_threshold, identify_semantic
-from spark_dedup.semantic.ranking import OrderKey
+from spark_dedup.semantic.pairwise import pairwise_similarity
+from spark_dedup.semantic.ranking import COSINE_DIST_TO_CENT_COL, L2_DIST_TO_CENT_COL, OrderKey
 from spark_dedup.tables import col
-from spark_dedup.workflows.clusters import KMEANS_FOLDER, given_options
+from spark_dedup.workflows.clusters import KMEANS_FOLDER, given_options, read_centroids
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
     from spark_dedup.workflows.semantic import SemanticDeduplicationWorkflow
 
-__all__ = ["PAIRWISE_FOLDER", "identify", "ledger_rows", "rank_first", "removed_with_sources"]
+__all__ = ["PAIRWISE_FOLDER", "compare", "identify", "ledger_rows", "rank_first", "removed_with_sources"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +47,53 @@ def rank_first(job: SemanticDeduplicationWorkflow) -> list[OrderKey]:
     if job.keep_longest is not None:
         keys.append(OrderKey(col(rules.TEXT_LENGTH), False))
     return keys
+
+
+def compare(job: SemanticDeduplicationWorkflow, spark: SparkSession, cache: str) -> dict[str, Any]:
+    """Write ``pairwise_results``; return the time it took."""
+    started = time.monotonic()
+    folder = f"{cache}/{KMEANS_FOLDER}"
+    stored = None if on_gpu(spark) else _stored(job, spark, folder)
+    clusters = read_dataset(spark, folder) if stored is None else stored.frame
+    pairs = pairwise_similarity(
+        clusters,
+        id_field=job.id_field,
+        embedding_field=job.embedding_field,
+        which_to_keep=job.which_to_keep,
+        distance_metric=job.distance_metric,
+        ranking_strategy=job.ranking_strategy,
+        pairwise_batch_size=job.pairwise_batch_size,
+        random_state=job.random_state,
+        n_probe=job.n_probe,
+        centroids=read_centroids(folder) if job.n_probe > 1 else None,
+        rank_first=rank_first(job),
+        stored=stored,
+        device=job.device,
+    )
+    with (
+        staged(f"{cache}/{PAIRWISE_FOLDER}", mode="overwrite") as aside,
+        job_progress(spark, "comparing records inside their clusters"),
+        named_errors(),
+    ):
+        pairs.write.options(**given_options(job.cache_kwargs)).parquet(spark_location(aside))
+    return {"pairwise_time": time.monotonic() - started}
+
+
+def _stored(job: SemanticDeduplicationWorkflow, spark: SparkSession, folder: str) -> StoredClusters:
+    """Return the clusters with the columns that are compared and that rank."""
+    columns = [
+        job.id_field,
+        job.embedding_field,
+        "centroid",
+        L2_DIST_TO_CENT_COL,
+        COSINE_DIST_TO_CENT_COL,
+    ]
+    columns += [] if job.ranking_strategy is None else job.ranking_strategy.metadata_cols
+    columns += [] if job.source_field is None else [job.source_field]
+    columns += [] if job.keep_longest is None else [rules.TEXT_LENGTH]
+    return StoredClusters(
+        one_cluster(spark, folder), folder, list(dict.fromkeys(columns)), job.embedding_field
+    )
 
 
 def identify(
