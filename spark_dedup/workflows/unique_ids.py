@@ -80,7 +80,6 @@ def check_unique_ids(
 def _count_few(files: Sequence[FileInfo], id_field: str, spark_type: str) -> int | None:
     """Return how many ids the files hold, if all are unique and few enough to be held here; else None."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     if not files or spark_type not in (*_INTEGERS, "string") or not all(is_local(f.path) for f in files):
         return None
@@ -97,11 +96,27 @@ def _count_few(files: Sequence[FileInfo], id_field: str, spark_type: str) -> int
             left -= ids.nbytes
             if ids.null_count or left < 0:
                 return None
-            held.append(ids.cast(pa.large_string()) if spark_type == "string" else ids)
+            held.append(ids)
     except (pa.ArrowException, OSError):  # Spark's error names the file
         return None
-    distinct = pc.count_distinct(pa.chunked_array(held)).as_py() if held else 0
-    return distinct if distinct == sum(map(len, held)) else None
+    count = sum(map(len, held))
+    return count if _count_distinct(held) == count else None
+
+
+def _count_distinct(arrays: Sequence[pa.Array]) -> int:
+    """Return the number of different values in arrays without nulls, of integers or of strings."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not arrays:
+        return 0
+    if pa.types.is_integer(arrays[0].type):
+        # NumPy's vectorised sort: Arrow's hash table takes 8 to 40 times as long, longest for numbers in order.
+        ids = np.sort(np.concatenate([np.asarray(array) for array in arrays]))
+        return int(np.count_nonzero(ids[1:] != ids[:-1])) + min(len(ids), 1)
+    # Large strings: the offsets of all of them together may not fit 32 bits.
+    return int(pc.count_distinct(pa.chunked_array([ids.cast(pa.large_string()) for ids in arrays])).as_py())
 
 
 def _batches(files: Sequence[FileInfo], column: str) -> Iterator[pa.Array]:
