@@ -19,7 +19,7 @@ from spark_dedup.errors import InputError
 from spark_dedup.kernels.similarity import nearest_rows, pairs_above
 from spark_dedup.semantic.embeddings import Matrix, array_column
 from spark_dedup.semantic.identify import SCORE_TOLERANCE, check_eps
-from spark_dedup.semantic.pairwise import unit_rows
+from spark_dedup.semantic.matching import unit_rows
 from spark_dedup.semantic.ranking import check_seed
 from spark_dedup.semantic.recall import Audit, AuditRow, MissedPair, ratio_interval
 from spark_dedup.tables import col, require_columns

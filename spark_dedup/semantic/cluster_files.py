@@ -7,6 +7,7 @@ whole, and only files of tasks that succeeded are kept.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from spark_dedup.errors import InputError, named_errors
 from spark_dedup.paths import delete, filesystem, is_local
@@ -29,9 +31,11 @@ from spark_dedup.workers import in_worker
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-__all__ = ["parquet_codec", "write_clusters"]
+__all__ = ["parquet_codec", "read_centroids", "write_centroids", "write_clusters"]
 
 logger = logging.getLogger(__name__)
+
+_CENTROIDS_FILE = "kmeans_centroids.npy"
 
 ROW_GROUP_BYTES = 64 << 20
 """A row group is written when it has grown to this size; a task holds one."""
@@ -218,3 +222,18 @@ def _keep(folder: str, kept: set[str]) -> None:
         )
     for path in there - kept:
         delete(path)
+
+
+def read_centroids(folder: str) -> NDArray[np.float32]:
+    """Return the (n_clusters, dim) centroids of a ``kmeans_results`` folder."""
+    fs, inner = filesystem(f"{folder}/{_CENTROIDS_FILE}")
+    loaded: NDArray[np.float32] = np.load(io.BytesIO(fs.cat_file(inner)), allow_pickle=False)
+    return loaded
+
+
+def write_centroids(folder: str, centroids: NDArray[np.float32]) -> None:
+    """Write (n_clusters, dim) centroids beside the clusters, as ``np.load`` reads them."""
+    buffer = io.BytesIO()
+    np.save(buffer, centroids)
+    fs, inner = filesystem(f"{folder}/{_CENTROIDS_FILE}")
+    fs.pipe_file(inner, buffer.getvalue())

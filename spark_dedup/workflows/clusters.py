@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -16,15 +15,14 @@ from numpy.typing import NDArray
 
 from spark_dedup.datasets import read_dataset
 from spark_dedup.errors import InputError
-from spark_dedup.footers import parquet_footers
 from spark_dedup.ids.splits import on_gpu
 from spark_dedup.listing import FileInfo, Named
 from spark_dedup.outputs import check_output, exclusive, staged
-from spark_dedup.paths import Location, filesystem, is_local, normalise_path
+from spark_dedup.paths import Location, normalise_path
 from spark_dedup.progress import job_progress
 from spark_dedup.semantic.assign import assign_clusters, check_kept, cluster_layout
-from spark_dedup.semantic.cluster_files import parquet_codec, write_clusters
-from spark_dedup.semantic.embedding_files import EmbeddingFiles, find_embedding_files
+from spark_dedup.semantic.cluster_files import parquet_codec, write_centroids, write_clusters
+from spark_dedup.semantic.embedding_files import EmbeddingFiles, find_embedding_files, reader_settings
 from spark_dedup.semantic.embeddings import array_column, check_dim, check_invalid_option, embedding_width
 from spark_dedup.semantic.kmeans import check_init, check_parameters, fit_kmeans
 from spark_dedup.semantic.ranking import check_seed
@@ -39,13 +37,11 @@ from spark_dedup.workflows.unique_ids import check_unique_ids
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-__all__ = ["CENTROIDS_FILE", "KMEANS_FOLDER", "KMeansStage", "given_options", "read_centroids"]
+__all__ = ["KMEANS_FOLDER", "KMeansStage", "given_options"]
 
 logger = logging.getLogger(__name__)
 
 KMEANS_FOLDER = "kmeans_results"
-CENTROIDS_FILE = "kmeans_centroids.npy"
-_FOOTERS = 16
 
 
 @dataclass(eq=False)
@@ -156,7 +152,7 @@ class KMeansStage:
 
     def _width(self, spark: SparkSession, found: JobInput) -> int:
         """Return the length of an embedding."""
-        with settings(spark, _reader_settings(found.files), reason=type(self).__name__):
+        with settings(spark, reader_settings(found.files), reason=type(self).__name__):
             return embedding_width(self._read(spark), self.embedding_field, self.embedding_dim)
 
     def _steps(
@@ -178,7 +174,7 @@ class KMeansStage:
         """Return the outcome of the k-means step, which runs unless it is finished."""
         done = steps.result("kmeans")
         if done is None:
-            with settings(spark, _reader_settings(found.files), reason=type(self).__name__):
+            with settings(spark, reader_settings(found.files), reason=type(self).__name__):
                 done = self._cluster(spark, found, folder, options)
             steps.finish("kmeans", done, wrote=[KMEANS_FOLDER])
         return done
@@ -298,7 +294,7 @@ class KMeansStage:
             job_progress(spark, "writing the clusters"),
         ):
             written = write_clusters(rows, aside, embedding_field=self.embedding_field, codec=codec)
-            _write_centroids(f"{aside}/{CENTROIDS_FILE}", model.centroids)
+            write_centroids(aside, model.centroids)
         counts = written.values()
         done = {
             "kmeans_time": time.monotonic() - started,
@@ -324,31 +320,6 @@ class KMeansStage:
 
     def _plain_files(self, found: JobInput) -> list[FileInfo]:
         return plain_files(found, filetype=self.input_filetype, read_kwargs=self.read_kwargs)
-
-
-def _reader_settings(files: Sequence[FileInfo]) -> dict[str, str]:
-    """Return the setting that reads floats split into byte streams, which Spark's fast reader does not."""
-    checked = [f for f in files if f.path.endswith(".parquet") and is_local(f.path)]
-    for footer in parquet_footers(checked[:_FOOTERS]):
-        for group in range(footer.num_row_groups):
-            columns = [footer.row_group(group).column(i) for i in range(footer.num_columns)]
-            if any("BYTE_STREAM_SPLIT" in column.encodings for column in columns):
-                return {"spark.sql.parquet.enableVectorizedReader": "false"}
-    return {}
-
-
-def read_centroids(folder: str) -> NDArray[np.float32]:
-    """Return the (n_clusters, dim) centroids of a ``kmeans_results`` folder."""
-    fs, inner = filesystem(f"{folder}/{CENTROIDS_FILE}")
-    loaded: NDArray[np.float32] = np.load(io.BytesIO(fs.cat_file(inner)), allow_pickle=False)
-    return loaded
-
-
-def _write_centroids(path: str, centroids: NDArray[np.float32]) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, centroids)
-    fs, inner = filesystem(path)
-    fs.pipe_file(inner, buffer.getvalue())
 
 
 def given_options(options: Mapping[str, Any] | None) -> dict[str, Any]:

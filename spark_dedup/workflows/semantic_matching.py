@@ -15,12 +15,13 @@ from spark_dedup.ids.splits import on_gpu
 from spark_dedup.outputs import staged
 from spark_dedup.paths import spark_location
 from spark_dedup.progress import job_progress
+from spark_dedup.semantic.cluster_files import read_centroids
 from spark_dedup.semantic.cluster_reading import StoredClusters, one_cluster
 from spark_dedup.semantic.identify import above_threshold, identify_semantic
 from spark_dedup.semantic.pairwise import pairwise_similarity
 from spark_dedup.semantic.ranking import COSINE_DIST_TO_CENT_COL, L2_DIST_TO_CENT_COL, OrderKey
 from spark_dedup.tables import col
-from spark_dedup.workflows.clusters import KMEANS_FOLDER, given_options, read_centroids
+from spark_dedup.workflows.clusters import KMEANS_FOLDER, given_options
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

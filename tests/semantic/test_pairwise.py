@@ -10,7 +10,8 @@ from spark_dedup.semantic.blocks import plan_units, slot_keys
 from spark_dedup.semantic.cluster_reading import StoredClusters, one_cluster
 from spark_dedup.semantic.embeddings import from_matrix
 from spark_dedup.semantic.identify import above_threshold
-from spark_dedup.semantic.pairwise import matcher, pairwise_similarity
+from spark_dedup.semantic.matching import matcher
+from spark_dedup.semantic.pairwise import pairwise_similarity
 from spark_dedup.semantic.ranking import RankingStrategy
 
 SCHEMA = "id long, embeddings array<float>, centroid int, cosine_dist_to_cent float, l2_dist_to_cent float"
