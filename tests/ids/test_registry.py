@@ -214,6 +214,17 @@ def test_another_table_is_refused_and_left_alone(spark, place):
     assert DeltaTable(place.as_uri()).version() == 0
 
 
+def test_what_a_killed_process_began_is_cleared(place):
+    """It died with the first version of the table written aside, before it had its name."""
+    for aside in (
+        place.with_name(f".{place.name}.0123456789ab.tmp"),
+        place.with_name(".other.0123456789ab.tmp"),
+    ):
+        (aside / "_delta_log").mkdir(parents=True)
+    assert IdRegistry.open(None, place).next_id == 0
+    assert sorted(os.listdir(place.parent)) == [".other.0123456789ab.tmp", place.name]
+
+
 def test_a_folder_of_other_files_is_refused(spark, tmp_path):
     (tmp_path / "documents.parquet").write_bytes(b"")
     with pytest.raises(InputError, match="exists and is no Delta table"):
