@@ -77,7 +77,7 @@ def steps_of(
     steps = Steps(output, digest, owned=owned, beside=beside, mode=mode, clear=False)
     try:
         yield steps
-    except Exception:
+    except BaseException:  # an interrupt is not a kill: there is time to put things back
         steps.withdraw(shared)
         raise
 
@@ -126,7 +126,12 @@ class Steps:
         if not self.resumed and clear:
             for name in owned:
                 delete(f"{self.output}/{name}")
-        self._write(finished=False)
+        try:
+            self._write(finished=False)
+        except BaseException:
+            if self._fresh:
+                delete(self.output)
+            raise
 
     def _resume(self) -> bool:
         before = self._before
@@ -195,8 +200,12 @@ class Steps:
     def _put(self, record: Mapping[str, Any]) -> None:
         fs, inner = filesystem(self._path)
         fs.makedirs(inner.rsplit("/", 1)[0], exist_ok=True)
-        fs.pipe_file(f"{inner}.tmp", json.dumps(record, indent=1).encode())
-        fs.mv(f"{inner}.tmp", inner)
+        try:
+            fs.pipe_file(f"{inner}.tmp", json.dumps(record, indent=1).encode())
+            fs.mv(f"{inner}.tmp", inner)
+        except BaseException:
+            delete(f"{self._path}.tmp")
+            raise
 
 
 def _read(path: str) -> dict[str, Any] | None:
