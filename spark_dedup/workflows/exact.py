@@ -32,7 +32,13 @@ from spark_dedup.workflows.exact_inputs import (
     running_settings,
     startup_settings,
 )
-from spark_dedup.workflows.exact_matching import forget_rows, identify, keeps_rows, kept_rows
+from spark_dedup.workflows.exact_matching import (
+    LEDGER_ROWS,
+    forget_rows,
+    identify,
+    keeps_rows,
+    kept_rows,
+)
 from spark_dedup.workflows.inputs import check_compression, check_size, session_with, table_version
 from spark_dedup.workflows.planning import plan_of
 from spark_dedup.workflows.recording import record_run
@@ -176,7 +182,7 @@ class ExactDeduplicationWorkflow:
                     output,
                     digest,
                     owned=OWNED,
-                    beside=["id_registry"],
+                    beside=["id_registry", LEDGER_ROWS],
                     mode=self.output_mode,
                     shared=lambda path: others_registered(session, path, [file.path for file in found.files]),
                 )

@@ -333,12 +333,27 @@ def test_a_killed_job_goes_on_with_the_same_ids(spark, tmp_path, at):
     time.sleep(0.2)
     left = [name for _, folders, _ in os.walk(tmp_path) for name in folders if name.endswith(".tmp")]
     assert len(left) == 1
+    if at == "ExactDuplicateIds":  # as if it had been killed a little earlier, too
+        (out / ".exact_id_generator.json.0123456789ab.tmp").write_text('{"next')
     result = ExactDeduplicationWorkflow(input_path=source, output_path=out, perform_removal=True).run(spark)
     assert listed(out) == REMOVED
     assert (result["num_duplicates"], result["num_documents_written"]) == (5, 7)
     left = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")]
     left = [name for name in left if "id_registry" not in name and name.endswith((".tmp", ".lock", ".old"))]
     assert left == []
+
+
+def test_a_failed_job_leaves_no_rows_in_a_folder_of_the_users(spark, tmp_path, monkeypatch):
+    source, out = write(tmp_path / "in", TEXTS), tmp_path / "out"
+    (out / "mine").mkdir(parents=True)
+
+    def fails(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(exact_matching, "write_ids", fails)
+    with pytest.raises(OSError, match="disk full"):
+        ExactDeduplicationWorkflow(input_path=source, output_path=out, max_cluster_fraction=0.9).run(spark)
+    assert os.listdir(out) == ["mine"]
 
 
 def test_a_job_killed_while_it_closes_is_finished_or_goes_on(spark, tmp_path, monkeypatch):
