@@ -196,53 +196,19 @@ def remove(input_path: tuple[str, ...], overwrite: bool, **options: Any) -> Any:
 @limits
 @click.option("--dry-run", is_flag=True, help="Say what would be read and written; touch nothing.")
 @common
-def semantic(
-    input_path: tuple[str, ...], metadata_fields: tuple[str, ...], perform_removal: bool, **options: Any
-) -> Any:
+def semantic(input_path: tuple[str, ...], metadata_fields: tuple[str, ...], **options: Any) -> Any:
     """Find records whose embeddings are close."""
     from spark_dedup import SemanticDeduplicationWorkflow
 
-    if perform_removal and options["eps"] is None:
+    if options["perform_removal"] and options["eps"] is None:
         raise InputError("--remove needs --eps: without a threshold nothing is a duplicate")
-    source, filetype = _one_or_many(input_path), options.pop("filetype")
-    removal = {"source": source, "filetype": filetype, "id_field": options["id_field"]}
-    if perform_removal and not options["dry_run"]:
-        check_removed_folder(options["output_path"], clear=options["clear_output"])
-    result = _run(
+    return _run(
         SemanticDeduplicationWorkflow,
         options,
-        input_path=source,
-        input_filetype=filetype,
+        input_path=_one_or_many(input_path),
+        input_filetype=options.pop("filetype"),
         metadata_fields=list(metadata_fields) or None,
     )
-    return remove_found(result, **removal) if perform_removal and "output_path" in result else result
-
-
-def check_removed_folder(output: str, *, clear: bool) -> None:
-    """Check before the long part that what remains can be written."""
-    from spark_dedup.outputs import check_output
-
-    check_output(f"{output}/deduplicated", mode="overwrite" if clear else "error")
-
-
-def remove_found(found: Any, *, source: str | list[str], filetype: str, id_field: str) -> Any:
-    """Remove what the semantic job found, and add the removal's counts to its result."""
-    from spark_dedup import TextDuplicatesRemovalWorkflow
-    from spark_dedup.workflows.result import WorkflowResult
-
-    output = found["output_path"]
-    removed = TextDuplicatesRemovalWorkflow(
-        input_path=source,
-        input_filetype=filetype,
-        ids_to_remove_path=f"{output}/duplicates",
-        output_path=f"{output}/deduplicated",
-        output_filetype=filetype,
-        id_field=id_field,
-        output_mode="overwrite",
-    ).run()
-    counts = {key: removed[key] for key in ("num_duplicates_removed", "num_documents_written")}
-    added = {"removal_time": removed["total_time"], **counts}
-    return WorkflowResult(found.workflow_name, {**found.metadata, **added}, found.aliases)
 
 
 def _one_or_many(given: Sequence[str]) -> str | list[str]:
