@@ -17,7 +17,7 @@ __all__ = ["Steps", "fingerprint", "refuse_finished", "steps_of"]
 logger = logging.getLogger(__name__)
 
 _FILE = ".spark_dedup_steps.json"
-_UNREADABLE: dict[str, Any] = {"finished": False, "fingerprint": None, "steps": {}, "wrote": []}
+_UNREADABLE: dict[str, Any] = {"finished": False, "fingerprint": None, "steps": {}, "wrote": [], "owned": []}
 
 
 def fingerprint(parameters: Mapping[str, Any], files: Sequence[FileInfo] = ()) -> str:
@@ -37,16 +37,27 @@ def refuse_finished(output: Location, *, owned: Sequence[str], mode: str) -> Non
         mode: ``"error"`` or ``"overwrite"``.
 
     Raises:
-        FileExistsError: when the output is finished, or holds one of ``owned`` that no run of ours accounts for.
+        FileExistsError: when the output is finished, or holds one of ``owned`` that no run of ours accounts for, or
+            an unfinished run of a job of another kind, which could not go on once its record is replaced.
     """
     folder = normalise_path(output)
     record = _read(f"{folder}/{_FILE}")
+    if record is not None and not record["finished"] and _is_anothers(record["owned"], owned):
+        raise FileExistsError(
+            f"output {folder} holds an unfinished run of another job: run that one again first, or choose another "
+            f"output folder, or delete {folder}/{_FILE}"
+        )
     there = [name for name in owned if exists(f"{folder}/{name}")]
     if there and mode == "error" and (record is None or record["finished"]):
         raise FileExistsError(
             f"output {folder} holds {', '.join(there)} of a finished run: choose another output folder, "
             'or output_mode="overwrite" (a semantic job: clear_output=True; a command: --overwrite or --clear)'
         )
+
+
+def _is_anothers(theirs: Sequence[str], owned: Sequence[str]) -> bool:
+    """Return whether a job of another kind wrote a record; a stage of a job owns a part of what the job does."""
+    return bool(theirs) and not (set(theirs) <= set(owned) or set(owned) <= set(theirs))
 
 
 @contextlib.contextmanager
@@ -194,6 +205,7 @@ class Steps:
                 "finished": finished,
                 "steps": self._done,
                 "wrote": self._wrote,
+                "owned": list(self._owned),
             }
         )
 

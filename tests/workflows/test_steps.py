@@ -114,6 +114,25 @@ def test_an_interrupted_overwriting_leaves_a_finished_run_finished(tmp_path):
         Steps(tmp_path, "e", owned=OWNED)
 
 
+def test_jobs_of_two_kinds_in_one_folder(tmp_path):
+    """They share the record: while one is unfinished, the other neither replaces it nor is replaced through it."""
+    other = ["clusters", "list.json"]
+    with steps_of(tmp_path, "d", owned=OWNED) as steps:
+        make(tmp_path, "ids")
+        steps.finish("identify", {}, wrote=["ids"])
+        steps.close()
+    Steps(tmp_path, "e", owned=other, mode="overwrite").finish("cluster", {})
+    for mode in ("error", "overwrite"):
+        with pytest.raises(FileExistsError, match="unfinished run of another job"):
+            Steps(tmp_path, "d", owned=OWNED, mode=mode)
+    assert not Steps(tmp_path, "f", owned=other[:1]).resumed  # a stage of that job
+    again = Steps(tmp_path, "e", owned=other)
+    again.close()
+    with pytest.raises(FileExistsError, match="finished run"):
+        Steps(tmp_path, "d", owned=OWNED)
+    assert names(tmp_path) == ["ids"]
+
+
 def test_a_disk_that_is_full_at_the_start(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
