@@ -184,7 +184,10 @@ def delete(path: str) -> None:
     """Delete a folder or file; one that is not there is no error."""
     if is_local(path):
         if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path, ignore_errors=True)
+            for _ in range(3):  # a task that is about to end may add a file meanwhile
+                shutil.rmtree(path, ignore_errors=True)
+                if not os.path.lexists(path):
+                    break
         elif os.path.lexists(path):
             os.unlink(path)
     elif exists(path):
