@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
     )
     logging.getLogger("spark_dedup").setLevel(level)
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)  # it logs a traceback of what it then raises
     sys.exit(_exit_code(args, debug=debug, as_json=as_json))
 
 
@@ -260,6 +262,9 @@ def _exit_code(args: list[str], *, debug: bool, as_json: bool) -> int:
     except Exception as error:
         if debug:
             raise
+        if _is_interrupt(error):
+            click.echo("stopped", err=True)
+            return 1
         bad_input = isinstance(error, _BAD_INPUT)
         click.echo(f"spark-dedup: {_one_line(error)}", err=True)
         if not bad_input:
@@ -267,6 +272,17 @@ def _exit_code(args: list[str], *, debug: bool, as_json: bool) -> int:
         return 2 if bad_input else 1
     _show(result, as_json=as_json)
     return 0
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Return whether Spark made an error of Ctrl-C: its handler calls Java in the midst of another call."""
+    while error is not None:
+        if any(
+            frame.f_code.co_name == "signal_handler" for frame, _ in traceback.walk_tb(error.__traceback__)
+        ):
+            return True
+        error = error.__context__
+    return False
 
 
 def _usage_error(error: click.ClickException) -> str:
