@@ -120,6 +120,22 @@ def test_a_table_that_grew_since_the_killed_run_is_clustered_anew(spark, tmp_pat
     assert (found["num_documents"], found["num_duplicates"]) == (66, 56)
 
 
+def test_a_file_that_is_replaced_while_the_clusters_are_made(spark, tmp_path, monkeypatch):
+    data, out = write(tmp_path / "in", near_copies(), files=2), tmp_path / "out"
+    job = SemanticDeduplicationWorkflow
+    cluster = job._cluster
+
+    def meanwhile(*args):
+        done = cluster(*args)
+        write(tmp_path / "in", near_copies(120), files=2)
+        return done
+
+    monkeypatch.setattr(job, "_cluster", meanwhile)
+    with pytest.raises(InputError, match=r"the input changed while the job ran: .*parquet"):
+        job(data, out, 4, eps=0.01).run(spark)
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("cache", "at"), [("out", (TextDuplicatesRemovalWorkflow, "run")), ("cache", (Steps, "close"))]
 )
