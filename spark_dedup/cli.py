@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -196,53 +197,19 @@ def remove(input_path: tuple[str, ...], overwrite: bool, **options: Any) -> Any:
 @limits
 @click.option("--dry-run", is_flag=True, help="Say what would be read and written; touch nothing.")
 @common
-def semantic(
-    input_path: tuple[str, ...], metadata_fields: tuple[str, ...], perform_removal: bool, **options: Any
-) -> Any:
+def semantic(input_path: tuple[str, ...], metadata_fields: tuple[str, ...], **options: Any) -> Any:
     """Find records whose embeddings are close."""
     from spark_dedup import SemanticDeduplicationWorkflow
 
-    if perform_removal and options["eps"] is None:
+    if options["perform_removal"] and options["eps"] is None:
         raise InputError("--remove needs --eps: without a threshold nothing is a duplicate")
-    source, filetype = _one_or_many(input_path), options.pop("filetype")
-    removal = {"source": source, "filetype": filetype, "id_field": options["id_field"]}
-    if perform_removal and not options["dry_run"]:
-        check_removed_folder(options["output_path"], clear=options["clear_output"])
-    result = _run(
+    return _run(
         SemanticDeduplicationWorkflow,
         options,
-        input_path=source,
-        input_filetype=filetype,
+        input_path=_one_or_many(input_path),
+        input_filetype=options.pop("filetype"),
         metadata_fields=list(metadata_fields) or None,
     )
-    return remove_found(result, **removal) if perform_removal and "output_path" in result else result
-
-
-def check_removed_folder(output: str, *, clear: bool) -> None:
-    """Check before the long part that what remains can be written."""
-    from spark_dedup.outputs import check_output
-
-    check_output(f"{output}/deduplicated", mode="overwrite" if clear else "error")
-
-
-def remove_found(found: Any, *, source: str | list[str], filetype: str, id_field: str) -> Any:
-    """Remove what the semantic job found, and add the removal's counts to its result."""
-    from spark_dedup import TextDuplicatesRemovalWorkflow
-    from spark_dedup.workflows.result import WorkflowResult
-
-    output = found["output_path"]
-    removed = TextDuplicatesRemovalWorkflow(
-        input_path=source,
-        input_filetype=filetype,
-        ids_to_remove_path=f"{output}/duplicates",
-        output_path=f"{output}/deduplicated",
-        output_filetype=filetype,
-        id_field=id_field,
-        output_mode="overwrite",
-    ).run()
-    counts = {key: removed[key] for key in ("num_duplicates_removed", "num_documents_written")}
-    added = {"removal_time": removed["total_time"], **counts}
-    return WorkflowResult(found.workflow_name, {**found.metadata, **added}, found.aliases)
 
 
 def _one_or_many(given: Sequence[str]) -> str | list[str]:
@@ -276,6 +243,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
     )
     logging.getLogger("spark_dedup").setLevel(level)
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)  # it logs a traceback of what it then raises
     sys.exit(_exit_code(args, debug=debug, as_json=as_json))
 
 
@@ -294,6 +262,9 @@ def _exit_code(args: list[str], *, debug: bool, as_json: bool) -> int:
     except Exception as error:
         if debug:
             raise
+        if _is_interrupt(error):
+            click.echo("stopped", err=True)
+            return 1
         bad_input = isinstance(error, _BAD_INPUT)
         click.echo(f"spark-dedup: {_one_line(error)}", err=True)
         if not bad_input:
@@ -301,6 +272,17 @@ def _exit_code(args: list[str], *, debug: bool, as_json: bool) -> int:
         return 2 if bad_input else 1
     _show(result, as_json=as_json)
     return 0
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Return whether Spark made an error of Ctrl-C: its handler calls Java in the midst of another call."""
+    while error is not None:
+        if any(
+            frame.f_code.co_name == "signal_handler" for frame, _ in traceback.walk_tb(error.__traceback__)
+        ):
+            return True
+        error = error.__context__
+    return False
 
 
 def _usage_error(error: click.ClickException) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import spark_dedup
 from spark_dedup.errors import InputError
 from spark_dedup.names import literal, path_relation, quote_name, split_name
-from spark_dedup.paths import normalise_path
+from spark_dedup.paths import delete, exists, filesystem, normalise_path
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -116,12 +116,21 @@ def create(spark: SparkSession, ledger: Ledger, id_type: str) -> None:
             f"COMMENT {literal(TABLE_COMMENTS[role])} "
             f"TBLPROPERTIES ({literal(LAYOUT_KEY)} = {literal(LAYOUT)}, {literal(ROLE_KEY)} = {literal(role)})"
         )
+        if "/" in ledger.location:
+            _clear_torn(f"{ledger.location}/{role}")
         try:
             spark.sql(statement)
         except Exception:
             # Another job may have made it at the same moment; any other failure is the caller's to see.
             if not check_layout(spark, relation, role):
                 raise
+
+
+def _clear_torn(table: str) -> None:
+    """Clear a table that a killed job began: a log without a commit, which Delta neither reads nor makes anew."""
+    fs, inner = filesystem(table)
+    if exists(table) and all("/_delta_log/." in file for file in fs.find(inner)):
+        delete(table)
 
 
 def check_layout(spark: SparkSession, relation: str, role: str) -> bool:

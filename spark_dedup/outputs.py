@@ -9,13 +9,21 @@ import os
 import random
 import re
 import time
-import uuid
 from collections.abc import Iterable, Iterator
 
 from spark_dedup.errors import InputError
-from spark_dedup.paths import Location, delete, exists, filesystem, is_local, move, normalise_path
+from spark_dedup.paths import (
+    Location,
+    aside_of,
+    delete,
+    exists,
+    filesystem,
+    is_local,
+    move,
+    normalise_path,
+)
 
-__all__ = ["check_apart", "check_output", "exclusive", "publish", "staged"]
+__all__ = ["check_apart", "check_output", "clear_killed", "exclusive", "publish", "staged"]
 
 logger = logging.getLogger(__name__)
 
@@ -207,11 +215,10 @@ def staged(final: Location, *, mode: str = "error") -> Iterator[str]:
         FileExistsError: when ``final`` exists and ``mode`` is ``"error"``.
     """
     path = normalise_path(final)
-    parent, name = path.rsplit("/", 1)
-    _clear_killed(path, mode)
+    clear_killed(path, mode)
     if mode == "error":
         _refuse_existing(path)
-    aside = f"{parent}/.{name}.{uuid.uuid4().hex[:12]}.tmp"
+    aside = aside_of(path)
     try:
         yield aside
         publish(aside, path, mode=mode)
@@ -219,8 +226,8 @@ def staged(final: Location, *, mode: str = "error") -> Iterator[str]:
         delete(aside)
 
 
-def _clear_killed(path: str, mode: str) -> None:
-    """Clear what killed runs left beside an output, and put back an old result that they had moved away.
+def clear_killed(path: str, mode: str = "error") -> None:
+    """Clear what killed runs left beside an output that is held, and put back an old result that they moved away.
 
     On a store without locks a new result there may be a running job's: only old results are touched.
     """
@@ -287,7 +294,7 @@ def publish(aside: str, path: str, *, mode: str = "error") -> None:
     move(path, old)
     try:
         move(aside, path)
-    except Exception:
+    except BaseException:  # an interrupt too: on a store that copies, there is time for one
         delete(path)
         move(old, path)
         raise

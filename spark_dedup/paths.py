@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Mapping
 from os import PathLike
 from typing import TYPE_CHECKING
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Location",
+    "aside_of",
     "delete",
     "exists",
     "filesystem",
@@ -26,6 +29,7 @@ __all__ = [
     "on_databricks",
     "spark_location",
     "spark_path",
+    "write_whole",
 ]
 
 Location = str | PathLike[str]
@@ -130,7 +134,7 @@ def move(source: str, target: str) -> None:
         else:
             fs.copy(list(copies), list(copies.values()), on_error="raise")
             fs.rm(inner, recursive=True)
-    except Exception:
+    except BaseException:  # a copy takes long enough to be interrupted
         _take_back(fs, copies)
         raise
 
@@ -145,11 +149,45 @@ def _take_back(fs: fsspec.AbstractFileSystem, copies: Mapping[str, str]) -> None
         fs.rm(list(there.values()))
 
 
+def aside_of(path: str) -> str:
+    """Return a free place beside a path, hidden; ``outputs.clear_killed`` knows it for what a killed run left."""
+    parent, name = path.rsplit("/", 1)
+    return f"{parent}/.{name}.{uuid.uuid4().hex[:12]}.tmp"
+
+
+def write_whole(path: str, data: bytes) -> None:
+    """Write a file and the folders above it; a local one is written aside and renamed: no reader meets half of it.
+
+    What stands there and is no plain file, such as a link or ``/dev/stdout``, is written to as it is.
+    """
+    fs, inner = filesystem(path)
+    fs.makedirs(fs._parent(inner), exist_ok=True)
+    special = (
+        is_local(path) and os.path.lexists(inner) and (os.path.islink(inner) or not os.path.isfile(inner))
+    )
+    if special or not is_local(path):
+        fs.pipe_file(inner, data)
+        return
+    aside = aside_of(inner)
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, inner)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(aside)
+
+
 def delete(path: str) -> None:
     """Delete a folder or file; one that is not there is no error."""
     if is_local(path):
         if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path, ignore_errors=True)
+            for _ in range(3):  # a task that is about to end may add a file meanwhile
+                shutil.rmtree(path, ignore_errors=True)
+                if not os.path.lexists(path):
+                    break
         elif os.path.lexists(path):
             os.unlink(path)
     elif exists(path):

@@ -49,17 +49,17 @@ def settings(spark: SparkSession, wanted: Mapping[str, str], *, reason: str | No
     With a ``reason``, warn of each that the session does not take.
     """
     before: dict[str, str | None] = {}
-    for key, value in wanted.items():
-        try:
-            old = spark.conf.get(key, None)
-            spark.conf.set(key, value)
-            before[key] = old
-        except Exception as error:  # its class differs between classic and Connect
-            first = str(error).splitlines()[0]
-            level = logging.DEBUG if reason is None else logging.WARNING
-            logger.log(level, "%s: this session no longer takes %s=%s (%s)", reason, key, value, first)
     try:
+        for key, value in wanted.items():
+            try:
+                before[key] = spark.conf.get(key, None)
+                spark.conf.set(key, value)
+            except Exception as error:  # its class differs between classic and Connect
+                before.pop(key, None)
+                first = str(error).splitlines()[0]
+                level = logging.DEBUG if reason is None else logging.WARNING
+                logger.log(level, "%s: this session no longer takes %s=%s (%s)", reason, key, value, first)
         yield
-    finally:
+    finally:  # of an interrupted start, too
         for key, old in before.items():
             spark.conf.unset(key) if old is None else spark.conf.set(key, old)

@@ -105,6 +105,23 @@ def test_semantic_removal_from_a_delta_table(spark, tmp_path, capsys):
     assert [(row.id, row.text) for row in remaining.collect()] == [(1, "a"), (3, "c")]
 
 
+def test_an_interrupt_in_a_spark_job_is_no_error(docs, tmp_path, monkeypatch, capsys):
+    """Spark's handler of Ctrl-C raises, out of the call that waits for Java, an error that does not tell of it."""
+
+    def signal_handler():
+        raise RuntimeError("An error occurred while calling o40.sc")
+
+    def stopped(_):
+        try:
+            signal_handler()
+        except RuntimeError:
+            raise RuntimeError("An error occurred while calling o91.parquet")  # noqa: B904
+
+    monkeypatch.setattr(spark_dedup.ExactDeduplicationWorkflow, "run", stopped)
+    code, _, errors = run(capsys, "exact", "--input", docs, "--output", tmp_path / "out")
+    assert (code, errors) == (1, "stopped\n")
+
+
 def test_dry_run_touches_nothing(spark, docs, tmp_path, capsys):
     code, stdout, _ = run(capsys, "exact", "--input", docs, "--output", tmp_path / "out", "--dry-run")
     assert code == 0

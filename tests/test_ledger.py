@@ -75,6 +75,16 @@ def test_a_run_that_died_before_its_end_does_not_count(spark, tmp_path, monkeypa
     assert spark.table(ledger.duplicates).count() == len(ROWS) + 1
 
 
+def test_tables_that_a_killed_run_began_to_make(spark, tmp_path):
+    """A log without a commit: Delta neither reads it nor makes a table there."""
+    for role in ("duplicates", "runs"):
+        (tmp_path / role / "_delta_log").mkdir(parents=True)
+    (tmp_path / "runs" / "_delta_log" / ".00000000000000000000.json.0f1e.tmp").write_text("{")
+    ledger = write_run(spark, tmp_path, run(), rows(spark))
+    assert ids(read_duplicates(spark, ledger)) == sorted(REMOVED)
+    assert [path.name for path in tmp_path.rglob("*.tmp")] == []
+
+
 def test_writers_at_the_same_time(spark, tmp_path):
     failed = []
 

@@ -13,7 +13,7 @@ from spark_dedup import outputs
 from spark_dedup.errors import InputError
 from spark_dedup.names import path_relation
 from spark_dedup.outputs import check_output, exclusive, publish, staged
-from spark_dedup.paths import exists, filesystem, normalise_path, spark_location, spark_path
+from spark_dedup.paths import exists, filesystem, normalise_path, spark_location, spark_path, write_whole
 
 KILLED = ".out.0123456789ab.tmp"
 
@@ -187,7 +187,7 @@ def test_a_run_killed_while_publishing_gives_the_old_output_back(tmp_path, monke
 
     def dies(source, target):
         calls.append(source)
-        if len(calls) == 2:
+        if len(calls) > 1:  # nothing moves in a process that is dead
             raise KeyboardInterrupt
         real(source, target)
 
@@ -202,6 +202,47 @@ def test_a_run_killed_while_publishing_gives_the_old_output_back(tmp_path, monke
         pass
     assert (tmp_path / "out" / "part").read_text() == "old"
     assert tree(tmp_path) == ["out", "out/part"]
+
+
+@pytest.mark.parametrize("on", ["store", "disk"])
+def test_an_interrupt_while_publishing_gives_the_old_output_back(store, tmp_path, monkeypatch, on):
+    """At once, not when the job is run again: a user who stops a cell still has the result of before."""
+    folder = "memory://bucket" if on == "store" else str(tmp_path)
+    fs, inner = filesystem(folder)
+    fs.makedirs(f"{inner}/out", exist_ok=True)
+    fill(fs, f"{inner}/out", "a", "c", text=b"old")
+    real, moved = (type(fs).cp_file, []) if on == "store" else (os.rename, [])
+
+    def stopped(*args, **options):
+        moved.append(args)
+        if len(moved) == (4 if on == "store" else 2):  # the new one is on its way in
+            raise KeyboardInterrupt
+        return real(*args, **options)
+
+    with pytest.raises(KeyboardInterrupt), staged(f"{folder}/out", mode="overwrite") as aside:  # noqa: PT012
+        place = filesystem(aside)[1]
+        fs.makedirs(place, exist_ok=True)
+        fill(fs, place, "a", "b")
+        monkeypatch.setattr(*((type(fs), "cp_file") if on == "store" else (os, "rename")), stopped)
+    there = {path[len(inner) + 1 :]: fs.cat_file(path) for path in fs.find(inner)}
+    assert there == OLD
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    page = tmp_path / "new" / "page.html"
+    write_whole(str(page), b"old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            write_whole(str(page), b"new")
+    assert (page.read_bytes(), tree(tmp_path)) == (b"old", ["new", "new/page.html"])
+    (tmp_path / "link").symlink_to(page)
+    write_whole(str(tmp_path / "link"), b"newer")
+    assert page.read_bytes() == b"newer"
 
 
 def test_threads_of_one_process_do_not_share_an_output(tmp_path):

@@ -6,7 +6,7 @@ from spark_dedup import java, runtime, session
 from spark_dedup.errors import InputError
 from spark_dedup.ids.splits import on_gpu
 from spark_dedup.session import build_session, require_checkpoints, require_delta, resolve_device, task_slots
-from spark_dedup.settings import conf_of, parquet_as_it_is
+from spark_dedup.settings import conf_of, parquet_as_it_is, settings
 
 
 def test_delta_round_trip(spark, tmp_path):
@@ -69,6 +69,24 @@ def test_far_dates_are_of_todays_calendar_unless_a_session_says_otherwise(spark)
         assert (spark.conf.get(read), spark.conf.get(read, None)) == (before, None)
     finally:
         spark.conf.unset(write)
+
+
+def test_settings_of_an_interrupted_start_are_put_back(spark, monkeypatch):
+    """A cell is stopped while the first of its settings are applied; the session goes on."""
+    real, names = type(spark.conf).set, ("spark.sql.shuffle.partitions", "spark.sql.files.maxPartitionBytes")
+    before = [spark.conf.get(name) for name in names]
+
+    def stopped(conf, key, value):
+        real(conf, key, value)
+        if value == "77":
+            raise KeyboardInterrupt
+
+    wanted = dict(zip(names, ("33", "77"), strict=True))
+    with monkeypatch.context() as patched:
+        patched.setattr(type(spark.conf), "set", stopped)
+        with pytest.raises(KeyboardInterrupt), settings(spark, wanted):
+            pytest.fail("the start was stopped")
+    assert [spark.conf.get(name) for name in names] == before
 
 
 def test_task_slots(spark):

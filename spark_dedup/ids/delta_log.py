@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,8 @@ from spark_dedup.errors import InputError
 from spark_dedup.ids.batches import Batch
 from spark_dedup.ids.rows import COLUMNS, LOOKUP, TABLE_SETTINGS, Entry, check_layout, rows_of
 from spark_dedup.ids.turns import TURN_FILE
-from spark_dedup.paths import is_local
+from spark_dedup.outputs import clear_killed
+from spark_dedup.paths import aside_of, is_local
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -74,7 +74,7 @@ class DeltaLog:
             raise InputError(
                 f"{local} exists and is no Delta table; name an empty or new folder for the id registry"
             )
-        aside = local.with_name(f".{local.name}.{uuid.uuid4().hex}.tmp") if local else None
+        aside = Path(aside_of(str(local))) if local else None
         try:
             write_deltalake(
                 _uri(str(aside or self.location)),
@@ -87,6 +87,8 @@ class DeltaLog:
             )
             if aside and local:
                 aside.rename(local)
+                # Of killed processes; one that is still at it will find the table, as whoever comes late.
+                clear_killed(str(local))
         finally:
             if aside:
                 shutil.rmtree(aside, ignore_errors=True)

@@ -6,15 +6,13 @@ import json
 import operator
 import os
 import threading
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from spark_dedup.errors import InputError
 from spark_dedup.ids.batches import BatchIds, Files, as_batches, as_count, stale_error
-from spark_dedup.paths import filesystem, is_local, normalise_path
+from spark_dedup.paths import filesystem, is_local, normalise_path, write_whole
 
 if TYPE_CHECKING:
     import fsspec
@@ -104,20 +102,12 @@ def write_state(
     from fsspec.implementations.local import LocalFileSystem
 
     fs, name = _reached(path, storage_options)
-    fs.makedirs(fs._parent(name), exist_ok=True)
     if not isinstance(fs, LocalFileSystem):
+        fs.makedirs(fs._parent(name), exist_ok=True)
         with fs.open(name, "w", encoding="utf-8") as file:
             json.dump(state, file)
         return
-    aside = Path(f"{name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            json.dump(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(name)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_whole(name, json.dumps(state).encode())
 
 
 def read_state(

@@ -21,6 +21,7 @@ from spark_dedup.ids.batches import Batch
 from spark_dedup.ids.rows import COLUMNS, LOOKUP, TABLE_SETTINGS, Entry, as_frame, check_layout, rows_of
 from spark_dedup.ids.turns import TURN_FILE
 from spark_dedup.outputs import exclusive
+from spark_dedup.paths import exists, spark_location
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -81,8 +82,20 @@ class SparkLog:
                 ).collect()
                 self.created = True
             except Exception:
-                if self._columns() is None:  # else another process made it in the meantime
-                    raise
+                if self._columns() is None and not self._complete(initial):
+                    raise  # else another process made it in the meantime
+
+    def _complete(self, initial: pa.Table) -> bool:
+        """Make a table where a killed process began it, and say whether there was such a place.
+
+        A log without a commit is no table to Delta, and yet CREATE TABLE says that the table exists.
+        """
+        if self._table == self.location or not exists(f"{self.location}/_delta_log"):
+            return False
+        writer = as_frame(self._spark, initial).coalesce(1).write.format("delta").options(**TABLE_SETTINGS)
+        writer.mode("error").save(spark_location(self.location))
+        self.created = True
+        return True
 
     @contextmanager
     def _view(self, rows: pa.Table) -> Iterator[str]:

@@ -18,7 +18,7 @@ from spark_dedup.datasets import read_dataset
 from spark_dedup.errors import InputError
 from spark_dedup.listing import FileInfo, Named, list_files
 from spark_dedup.outputs import check_output, exclusive, staged
-from spark_dedup.paths import Location, filesystem, normalise_path
+from spark_dedup.paths import Location, filesystem, is_local, normalise_path
 from spark_dedup.removal.shards import copy_without, sample_keys
 from spark_dedup.session import is_connect, require_checkpoints
 from spark_dedup.tables import col, require_columns
@@ -138,7 +138,7 @@ class ImageDuplicatesRemovalStage:
                 for batch in batches:
                     rows = batch.select(["path", "place"]).to_pylist()
                     for row in rows:
-                        _copy_file(row["path"], f"{aside}/{row['place']}")
+                        _copy_file(row["path"], aside, row["place"])
                     yield pa.RecordBatch.from_pydict({"n": pa.array([len(rows)], pa.int64())})
 
             copied = kept.mapInArrow(in_worker(copy), "n bigint").agg(F.sum("n")).first()
@@ -189,7 +189,7 @@ class ImageDuplicatesRemovalStage:
             def rewrite(batches: Batches) -> Iterator[pa.RecordBatch]:
                 for batch in batches:
                     for row in batch.to_pylist():
-                        _rewrite(row["path"], f"{aside}/{row['place']}", frozenset(row["keys"] or ()))
+                        _rewrite(row["path"], aside, row["place"], frozenset(row["keys"] or ()))
                     yield pa.RecordBatch.from_pydict({"n": pa.array([batch.num_rows], pa.int64())})
 
             written = tasks.mapInArrow(in_worker(rewrite), "n bigint").agg(F.sum("n")).first()
@@ -312,21 +312,24 @@ def _list_keys(batches: Batches) -> Iterator[pa.RecordBatch]:
             yield pa.record_batch([pa.array(c, pa.string()) for c in columns], names=names)
 
 
-def _copy_file(source: str, target: str) -> None:
-    with _pair(source, target) as (reader, writer):
+def _copy_file(source: str, folder: str, place: str) -> None:
+    with _pair(source, folder, place) as (reader, writer):
         shutil.copyfileobj(reader, writer, 1 << 20)
 
 
-def _rewrite(source: str, target: str, keys: frozenset[str]) -> None:
-    with _pair(source, target) as (reader, writer):
+def _rewrite(source: str, folder: str, place: str, keys: frozenset[str]) -> None:
+    with _pair(source, folder, place) as (reader, writer):
         copy_without(reader, writer, keys)
 
 
 @contextlib.contextmanager
-def _pair(source: str, target: str) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """Open a file to read and one to write, on any store, making the folder of the second."""
+def _pair(source: str, folder: str, place: str) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """Open a file to read and one to write below a folder, on any store, making the folders between."""
+    if is_local(folder) and not os.path.isdir(folder):
+        # A task that a failed job left running must not bring back what was cleared.
+        raise FileNotFoundError(f"{folder} is gone, as its job ended, or lies on another machine")
     fs, inner = filesystem(source)
-    to, name = filesystem(target)
+    to, name = filesystem(f"{folder}/{place}")
     to.makedirs(name.rsplit("/", 1)[0], exist_ok=True)
     with fs.open(inner, "rb") as reader, to.open(name, "wb") as writer:
         yield reader, writer

@@ -8,7 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from spark_dedup.ledger import open_ledger
-from spark_dedup.paths import filesystem, normalise_path
+from spark_dedup.paths import normalise_path, write_whole
 from spark_dedup.report.figures import Figures, collect_figures
 from spark_dedup.report.page import render
 
@@ -28,10 +28,7 @@ class Report:
     def save(self, path: str | os.PathLike[str]) -> str:
         """Write the page; return its path."""
         final = normalise_path(path)
-        fs, inner = filesystem(final)
-        if "/" in inner:
-            fs.makedirs(inner.rsplit("/", 1)[0], exist_ok=True)
-        fs.pipe_file(inner, self.html.encode("utf-8"))
+        write_whole(final, self.html.encode("utf-8"))
         return final
 
     def _repr_html_(self) -> str:

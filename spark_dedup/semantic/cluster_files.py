@@ -7,13 +7,14 @@ whole, and only files of tasks that succeeded are kept.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -92,6 +93,8 @@ def write_clusters(
         arrays = [pa.array(values, kind) for values, kind in zip(columns, kinds, strict=True)]
         yield pa.RecordBatch.from_arrays(arrays, ["centroid", "path", "rows"])
 
+    fs, inner = filesystem(folder)
+    fs.makedirs(inner, exist_ok=True)
     # Plain names inside: mapInArrow looks its columns up by unquoted names.
     plain = laid_out.toDF(*(f"c{i}" for i in range(len(schema))))
     with named_errors():
@@ -141,6 +144,25 @@ def _write(
         yield file.close()
 
 
+def _create(path: str) -> IO[bytes]:
+    """Open a new local file in a folder of its own below one that the driver made.
+
+    A task that a failed job left running finds that one gone, and does not bring it back.
+
+    Raises:
+        InputError: this machine does not see it.
+    """
+    folder = os.path.dirname(path)
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder)
+        return open(path, "wb")
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{os.path.dirname(folder)} cannot be seen by a worker: write to a store that all machines share"
+        ) from error
+
+
 class _ClusterFile:
     """A file of one cluster; it gets its name when it is whole."""
 
@@ -154,8 +176,7 @@ class _ClusterFile:
         self._bytes = 0
         self._writer: pq.ParquetWriter | None = None
         if is_local(folder):
-            os.makedirs(folder, exist_ok=True)
-            self._sink = open(f"{folder}/.{name}", "wb")  # noqa: SIM115
+            self._sink = _create(f"{folder}/.{name}")
         else:
             fs, inner = filesystem(self._path)
             self._sink = fs.open(inner, "wb")

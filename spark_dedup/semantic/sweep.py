@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -14,6 +16,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import DoubleType, IntegerType, StructField, StructType
 
 from spark_dedup.errors import InputError
+from spark_dedup.paths import normalise_path, write_whole
 from spark_dedup.semantic.identify import SCORE_TOLERANCE, above_threshold, check_eps
 from spark_dedup.tables import col, require_columns
 from spark_dedup.workers import in_worker
@@ -116,7 +119,10 @@ class Sweep:
         for row in self.rows:
             lower.axvline(1 - row.eps, color="#d62728", linewidth=0.6)
         lower.set(xlabel="largest similarity to an earlier record", ylabel="records")
-        figure.savefig(path)
+        drawn, place = io.BytesIO(), os.fspath(path)
+        ending = os.path.splitext(place)[1]
+        figure.savefig(drawn, format=ending[1:] or "png")
+        write_whole(normalise_path(place if ending else f"{place}.png"), drawn.getvalue())
 
 
 def sweep(

@@ -29,7 +29,14 @@ from spark_dedup.semantic.ranking import check_seed
 from spark_dedup.session import active_or_build
 from spark_dedup.settings import parquet_as_it_is, settings
 from spark_dedup.tables import col, require_columns
-from spark_dedup.workflows.inputs import JobInput, inspect_input, plain_files, read_input, table_version
+from spark_dedup.workflows.inputs import (
+    JobInput,
+    check_unchanged,
+    inspect_input,
+    plain_files,
+    read_input,
+    table_version,
+)
 from spark_dedup.workflows.result import WorkflowResult
 from spark_dedup.workflows.steps import Steps, fingerprint, steps_of
 from spark_dedup.workflows.unique_ids import check_unique_ids
@@ -176,6 +183,7 @@ class KMeansStage:
         if done is None:
             with settings(spark, reader_settings(found.files), reason=type(self).__name__):
                 done = self._cluster(spark, found, folder, options)
+            check_unchanged(found, filetype=self.input_filetype, extensions=self.input_file_extensions)
             steps.finish("kmeans", done, wrote=[KMEANS_FOLDER])
         return done
 

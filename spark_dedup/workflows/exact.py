@@ -25,6 +25,7 @@ from spark_dedup.workflows.exact_inputs import (
     IDS_FOLDER,
     OWNED,
     REMOVED_FOLDER,
+    Documents,
     id_of,
     input_of,
     inspect,
@@ -32,8 +33,20 @@ from spark_dedup.workflows.exact_inputs import (
     running_settings,
     startup_settings,
 )
-from spark_dedup.workflows.exact_matching import forget_rows, identify, keeps_rows, kept_rows
-from spark_dedup.workflows.inputs import check_compression, check_size, session_with, table_version
+from spark_dedup.workflows.exact_matching import (
+    LEDGER_ROWS,
+    forget_rows,
+    identify,
+    keeps_rows,
+    kept_rows,
+)
+from spark_dedup.workflows.inputs import (
+    check_compression,
+    check_size,
+    check_unchanged,
+    session_with,
+    table_version,
+)
 from spark_dedup.workflows.planning import plan_of
 from spark_dedup.workflows.recording import record_run
 from spark_dedup.workflows.result import WorkflowResult
@@ -176,7 +189,7 @@ class ExactDeduplicationWorkflow:
                     output,
                     digest,
                     owned=OWNED,
-                    beside=["id_registry"],
+                    beside=["id_registry", LEDGER_ROWS],
                     mode=self.output_mode,
                     shared=lambda path: others_registered(session, path, [file.path for file in found.files]),
                 )
@@ -184,7 +197,9 @@ class ExactDeduplicationWorkflow:
             identified = steps.result("identify")
             if identified is None:
                 wrote = [IDS_FOLDER, GENERATOR_FILE] if self.assign_id else [IDS_FOLDER]
-                identified = steps.finish("identify", identify(self, session, found, output), wrote=wrote)
+                identified = identify(self, session, found, output)
+                self._check_unchanged(found)
+                steps.finish("identify", identified, wrote=wrote)
             metadata: dict[str, Any] = {"total_time": 0.0, **identified, "output_path": output}
             stop = self._over_a_limit(session, output, identified)
             if self.ledger is not None:
@@ -199,7 +214,10 @@ class ExactDeduplicationWorkflow:
             if self.perform_removal:
                 removed = steps.result("remove")
                 if removed is None:
-                    removed = steps.finish("remove", self._remove(session, output), wrote=[REMOVED_FOLDER])
+                    self._check_unchanged(found, or_more=True)
+                    removed = self._remove(session, output)
+                    self._check_unchanged(found)
+                    steps.finish("remove", removed, wrote=[REMOVED_FOLDER])
                 metadata |= removed
             steps.close()  # before what a rerun would need goes: a job killed in between is finished
             forget_rows(output)
@@ -247,6 +265,10 @@ class ExactDeduplicationWorkflow:
             "registry": registry_of(self),
             "version": table_version(spark, input_of(self), filetype=self.input_filetype),
         }
+
+    def _check_unchanged(self, found: Documents, *, or_more: bool = False) -> None:
+        extensions = self.input_file_extensions
+        check_unchanged(found, filetype=self.input_filetype, extensions=extensions, or_more=or_more)
 
     def _over_a_limit(
         self, spark: SparkSession, output: str, identified: Mapping[str, Any]

@@ -12,7 +12,7 @@ from spark_dedup.ids.registry import IdRegistry
 from spark_dedup.ledger import check_ledger
 from spark_dedup.listing import Named
 from spark_dedup.names import is_table_name
-from spark_dedup.outputs import check_apart, check_output
+from spark_dedup.outputs import check_apart, check_output, clear_killed
 from spark_dedup.paths import normalise_path
 from spark_dedup.progress import job_progress
 from spark_dedup.tables import ID, require_columns
@@ -163,6 +163,7 @@ def with_ids(
     # The ids of a Delta table count the rows that deletion vectors hide, too.
     in_table = found.source.kind != "files"
     num_documents = int(found.df.count()) if in_table else read.num_ids - read.num_skipped
+    clear_killed(generator_path)
     IdRegistry.open(spark, registry).to_disk(generator_path)
     return read.df, num_documents
 

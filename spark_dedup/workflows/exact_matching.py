@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from spark_dedup.exact import apply_sources, duplicate_rows, keep_order, ledger_rows
+from spark_dedup.outputs import staged
 from spark_dedup.paths import delete, spark_location, spark_path
 from spark_dedup.progress import job_progress
 from spark_dedup.rules import SOURCE_RANK, count_by_source, with_source_rank
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 
     from spark_dedup.workflows.exact import ExactDeduplicationWorkflow
 
-__all__ = ["forget_rows", "identify", "keeps_rows", "kept_rows"]
+__all__ = ["LEDGER_ROWS", "forget_rows", "identify", "keeps_rows", "kept_rows"]
 
-_LEDGER_ROWS = ".ledger_rows"
+LEDGER_ROWS = ".ledger_rows"
 
 
 def identify(
@@ -89,18 +90,18 @@ def keeps_rows(job: ExactDeduplicationWorkflow) -> bool:
 
 def _keep_rows(spark: SparkSession, rows: DataFrame, output: str) -> DataFrame:
     """Write the full rows once, for the ids and the ledger both."""
-    kept = f"{output}/{_LEDGER_ROWS}"
-    with job_progress(spark, "grouping equal texts"):
-        rows.write.mode("overwrite").parquet(spark_location(kept))
+    kept = f"{output}/{LEDGER_ROWS}"
+    with staged(kept, mode="overwrite") as aside, job_progress(spark, "grouping equal texts"):
+        rows.write.parquet(spark_location(aside))
     return spark.read.parquet(spark_path(kept))
 
 
 def kept_rows(job: ExactDeduplicationWorkflow, spark: SparkSession, output: str) -> DataFrame:
     """Return the ledger rows of the matching step, where ``keeps_rows``."""
-    rows = spark.read.parquet(spark_path(f"{output}/{_LEDGER_ROWS}"))
+    rows = spark.read.parquet(spark_path(f"{output}/{LEDGER_ROWS}"))
     return ledger_rows(rows, protected=job.protected_sources)
 
 
 def forget_rows(output: str) -> None:
     """Delete what ``kept_rows`` reads."""
-    delete(f"{output}/{_LEDGER_ROWS}")
+    delete(f"{output}/{LEDGER_ROWS}")

@@ -13,6 +13,7 @@ from spark_dedup.datasets import Source, find_source, partition_root, read_datas
 from spark_dedup.errors import InputError
 from spark_dedup.footers import check_readable, check_schemas, parquet_footers
 from spark_dedup.ids import jsonl
+from spark_dedup.ids.batches import named_few
 from spark_dedup.ids.curator import parse_bytes
 from spark_dedup.ids.files import match_urls
 from spark_dedup.ids.splits import count_splits, rows_by_url
@@ -33,6 +34,7 @@ __all__ = [
     "base_of",
     "check_compression",
     "check_size",
+    "check_unchanged",
     "inspect_input",
     "is_delta",
     "location_of",
@@ -114,6 +116,31 @@ def inspect_input(
         with contextlib.suppress(Exception):  # its class differs between classic and Connect
             spark.conf.set(NANOS_AS_LONG, "true")
     return JobInput(found, files, sum(footer.num_rows for footer in footers), found.names)
+
+
+def check_unchanged(
+    found: JobInput, *, filetype: str, extensions: Sequence[str] | None = None, or_more: bool = False
+) -> None:
+    """Check, when a step has read an input's files, that they are those that the job began with.
+
+    Args:
+        found: what ``inspect_input`` found.
+        filetype: as it was given there.
+        extensions: as they were given there.
+        or_more: files that came since are an error, too: the next step would read them.
+
+    Raises:
+        InputError: with some of the files.
+    """
+    if not found.files:
+        return
+    now = set(list_files(list(found.source.names), filetype=filetype, extensions=extensions))
+    changed = set(found.files) ^ now if or_more else set(found.files) - now
+    if changed:
+        raise InputError(
+            f"the input changed while the job ran: {named_few(sorted({file.path for file in changed}))}; "
+            "run it again when nobody writes there"
+        )
 
 
 def plain_files(

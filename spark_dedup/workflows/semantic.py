@@ -35,10 +35,13 @@ from spark_dedup.workflows.planning import plan_of
 from spark_dedup.workflows.recording import record_run
 from spark_dedup.workflows.result import WorkflowResult
 from spark_dedup.workflows.semantic_matching import (
+    DUPLICATES_FOLDER,
     PAIRWISE_FOLDER,
+    REMOVED_FOLDER,
     compare,
     identify,
     ledger_rows,
+    remove,
     removed_with_sources,
 )
 
@@ -47,8 +50,6 @@ if TYPE_CHECKING:
 
 
 __all__ = ["KMeansStage", "SemanticDeduplicationWorkflow"]
-
-DUPLICATES_FOLDER = "duplicates"
 
 OLD_KEYS = {
     "total_execution_time": "total_time",
@@ -88,6 +89,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             mapping limits single sources, ``"*"`` the whole.
         max_cluster_fraction: stop likewise when one k-means cluster holds more of the records than this.
         ledger: folder or schema of a ledger to write the duplicates to, with their survivors.
+        perform_removal: also write the records that remain, to ``deduplicated`` below ``output_path``.
 
     The other arguments are those of :class:`KMeansStage`; ``write_kwargs`` are for ``duplicates``.
     """
@@ -110,6 +112,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
     drop_all_copies: bool = False
     max_removed_fraction: float | Mapping[str, float] | None = None
     max_cluster_fraction: float | None = None
+    perform_removal: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -122,8 +125,9 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             check_eps(self.eps)
         if self.ledger is not None and self.eps is None:
             raise InputError("ledger needs eps: without it there are no duplicates to write")
-        if self.drop_all_copies and self.eps is None:
-            raise InputError("drop_all_copies needs eps: without it there are no duplicates to drop")
+        for name in ("drop_all_copies", "perform_removal"):
+            if getattr(self, name) and self.eps is None:
+                raise InputError(f"{name} needs eps: without it there are no duplicates to drop")
         check_source_rules(
             self.source_field,
             priority=self.source_priority,
@@ -146,17 +150,17 @@ class SemanticDeduplicationWorkflow(KMeansStage):
         output = normalise_path(self.output_path)
         cache = normalise_path(self.cache_path) if self.cache_path is not None else output
         duplicates = f"{output}/{DUPLICATES_FOLDER}"
-        owned = [KMEANS_FOLDER, PAIRWISE_FOLDER, *([DUPLICATES_FOLDER] if cache == output else [])]
+        final = [DUPLICATES_FOLDER, *([REMOVED_FOLDER] if self.perform_removal else [])]
+        owned = [KMEANS_FOLDER, PAIRWISE_FOLDER, *(final if cache == output else [])]
         with ExitStack() as held:
             held.enter_context(parquet_as_it_is(session))
             found = self._inspect(session, self._folders())
             for folder in dict.fromkeys([output, cache]):
                 held.enter_context(exclusive(folder))
             steps = held.enter_context(self._steps(session, cache, found, owned))
-            if not (self.clear_output or steps.resumed) and exists(duplicates):
-                raise FileExistsError(
-                    f"output {duplicates} exists: choose another folder or clear_output=True"
-                )
+            there = [f"{output}/{name}" for name in final if exists(f"{output}/{name}")]
+            if there and not (self.clear_output or steps.resumed):
+                raise FileExistsError(f"output {there[0]} exists: choose another folder or clear_output=True")
             metadata: dict[str, Any] = {"total_time": 0.0, "num_duplicates": 0}
             metadata |= self._clustered(session, steps, found, cache, self.cache_kwargs)
             compared = steps.result("pairwise")
@@ -175,6 +179,8 @@ class SemanticDeduplicationWorkflow(KMeansStage):
                 metadata |= self._record(session, self.ledger, cache, metadata, began, stop)
             if stop is not None:
                 raise stop
+            if self.perform_removal:
+                metadata |= steps.finish("remove", remove(self, session, output), wrote=[REMOVED_FOLDER])
             steps.close()
         metadata |= {"total_time": time.monotonic() - started, "output_path": output}
         return WorkflowResult("semantic_deduplication", metadata, OLD_KEYS)
@@ -219,7 +225,9 @@ class SemanticDeduplicationWorkflow(KMeansStage):
         """Return the folders that are replaced; no input may lie in them."""
         output = normalise_path(self.output_path)
         cache = normalise_path(self.cache_path) if self.cache_path is not None else output
-        return [f"{cache}/{KMEANS_FOLDER}", f"{cache}/{PAIRWISE_FOLDER}", f"{output}/{DUPLICATES_FOLDER}"]
+        removed = [f"{output}/{REMOVED_FOLDER}"] if self.perform_removal else []
+        between = [f"{cache}/{KMEANS_FOLDER}", f"{cache}/{PAIRWISE_FOLDER}"]
+        return [*between, f"{output}/{DUPLICATES_FOLDER}", *removed]
 
     def _identity(self) -> dict[str, Any]:
         names = ("which_to_keep", "distance_metric", "n_probe", "source_field", "keep_longest")

@@ -22,17 +22,30 @@ from spark_dedup.semantic.pairwise import pairwise_similarity
 from spark_dedup.semantic.ranking import COSINE_DIST_TO_CENT_COL, L2_DIST_TO_CENT_COL, OrderKey
 from spark_dedup.tables import col
 from spark_dedup.workflows.clusters import KMEANS_FOLDER, given_options
+from spark_dedup.workflows.removal import TextDuplicatesRemovalWorkflow
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
     from spark_dedup.workflows.semantic import SemanticDeduplicationWorkflow
 
-__all__ = ["PAIRWISE_FOLDER", "compare", "identify", "ledger_rows", "rank_first", "removed_with_sources"]
+__all__ = [
+    "DUPLICATES_FOLDER",
+    "PAIRWISE_FOLDER",
+    "REMOVED_FOLDER",
+    "compare",
+    "identify",
+    "ledger_rows",
+    "rank_first",
+    "remove",
+    "removed_with_sources",
+]
 
 logger = logging.getLogger(__name__)
 
 PAIRWISE_FOLDER = "pairwise_results"
+DUPLICATES_FOLDER = "duplicates"
+REMOVED_FOLDER = "deduplicated"
 _IDS_PER_FILE = 2_000_000
 _ID_BYTES = 8
 
@@ -139,6 +152,23 @@ def removed_with_sources(
 ) -> DataFrame:
     """Return the ids to remove in ``folder`` with their ``source``."""
     return read_dataset(spark, folder).join(_records(job, spark, cache), "id", "inner")
+
+
+def remove(job: SemanticDeduplicationWorkflow, spark: SparkSession, output: str) -> dict[str, Any]:
+    """Write the records that remain; return counts and time."""
+    done = TextDuplicatesRemovalWorkflow(
+        input_path=job.input_path,
+        ids_to_remove_path=f"{output}/{DUPLICATES_FOLDER}",
+        output_path=f"{output}/{REMOVED_FOLDER}",
+        input_filetype=job.input_filetype,
+        id_field=job.id_field,
+        input_file_extensions=job.input_file_extensions,
+        input_kwargs=job.read_kwargs,
+        output_filetype=job.input_filetype,
+        output_mode="overwrite",
+    ).run(spark)
+    keys = ("num_duplicates_removed", "num_documents_written")
+    return {"removal_time": done["total_time"], **{key: done[key] for key in keys}}
 
 
 def _ids_to_remove(job: SemanticDeduplicationWorkflow, spark: SparkSession, cache: str) -> DataFrame:

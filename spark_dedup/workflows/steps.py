@@ -17,7 +17,7 @@ __all__ = ["Steps", "fingerprint", "refuse_finished", "steps_of"]
 logger = logging.getLogger(__name__)
 
 _FILE = ".spark_dedup_steps.json"
-_UNREADABLE: dict[str, Any] = {"finished": False, "fingerprint": None, "steps": {}, "wrote": []}
+_UNREADABLE: dict[str, Any] = {"finished": False, "fingerprint": None, "steps": {}, "wrote": [], "owned": []}
 
 
 def fingerprint(parameters: Mapping[str, Any], files: Sequence[FileInfo] = ()) -> str:
@@ -37,16 +37,27 @@ def refuse_finished(output: Location, *, owned: Sequence[str], mode: str) -> Non
         mode: ``"error"`` or ``"overwrite"``.
 
     Raises:
-        FileExistsError: when the output is finished, or holds one of ``owned`` that no run of ours accounts for.
+        FileExistsError: when the output is finished, or holds one of ``owned`` that no run of ours accounts for, or
+            an unfinished run of a job of another kind, which could not go on once its record is replaced.
     """
     folder = normalise_path(output)
     record = _read(f"{folder}/{_FILE}")
+    if record is not None and not record["finished"] and _is_anothers(record["owned"], owned):
+        raise FileExistsError(
+            f"output {folder} holds an unfinished run of another job: run that one again first, or choose another "
+            f"output folder, or delete {folder}/{_FILE}"
+        )
     there = [name for name in owned if exists(f"{folder}/{name}")]
     if there and mode == "error" and (record is None or record["finished"]):
         raise FileExistsError(
             f"output {folder} holds {', '.join(there)} of a finished run: choose another output folder, "
             'or output_mode="overwrite" (a semantic job: clear_output=True; a command: --overwrite or --clear)'
         )
+
+
+def _is_anothers(theirs: Sequence[str], owned: Sequence[str]) -> bool:
+    """Return whether a job of another kind wrote a record; a stage of a job owns a part of what the job does."""
+    return bool(theirs) and not (set(theirs) <= set(owned) or set(owned) <= set(theirs))
 
 
 @contextlib.contextmanager
@@ -77,7 +88,7 @@ def steps_of(
     steps = Steps(output, digest, owned=owned, beside=beside, mode=mode, clear=False)
     try:
         yield steps
-    except Exception:
+    except BaseException:  # an interrupt is not a kill: there is time to put things back
         steps.withdraw(shared)
         raise
 
@@ -126,7 +137,12 @@ class Steps:
         if not self.resumed and clear:
             for name in owned:
                 delete(f"{self.output}/{name}")
-        self._write(finished=False)
+        try:
+            self._write(finished=False)
+        except BaseException:
+            if self._fresh:
+                delete(self.output)
+            raise
 
     def _resume(self) -> bool:
         before = self._before
@@ -189,14 +205,19 @@ class Steps:
                 "finished": finished,
                 "steps": self._done,
                 "wrote": self._wrote,
+                "owned": list(self._owned),
             }
         )
 
     def _put(self, record: Mapping[str, Any]) -> None:
         fs, inner = filesystem(self._path)
         fs.makedirs(inner.rsplit("/", 1)[0], exist_ok=True)
-        fs.pipe_file(f"{inner}.tmp", json.dumps(record, indent=1).encode())
-        fs.mv(f"{inner}.tmp", inner)
+        try:
+            fs.pipe_file(f"{inner}.tmp", json.dumps(record, indent=1).encode())
+            fs.mv(f"{inner}.tmp", inner)
+        except BaseException:
+            delete(f"{self._path}.tmp")
+            raise
 
 
 def _read(path: str) -> dict[str, Any] | None:

@@ -214,6 +214,28 @@ def test_another_table_is_refused_and_left_alone(spark, place):
     assert DeltaTable(place.as_uri()).version() == 0
 
 
+def test_what_a_killed_process_began_is_cleared(place):
+    """It died with the first version of the table written aside, before it had its name."""
+    for aside in (
+        place.with_name(f".{place.name}.0123456789ab.tmp"),
+        place.with_name(".other.0123456789ab.tmp"),
+    ):
+        (aside / "_delta_log").mkdir(parents=True)
+    assert IdRegistry.open(None, place).next_id == 0
+    assert sorted(os.listdir(place.parent)) == [".other.0123456789ab.tmp", place.name]
+
+
+def test_what_a_killed_spark_began_is_made_whole(spark, tmp_path):
+    """Rows and a log, but no commit yet, at a path that delta-rs does not take."""
+    place = tmp_path / "[ids]"
+    (place / "_delta_log").mkdir(parents=True)
+    (place / "part-0.snappy.parquet").write_bytes(b"PAR1")
+    registry = IdRegistry.open(spark, place, start_id=5)
+    assert (registry.register_batch("a", 10), registry.next_id) == (5, 15)
+    detail = spark.sql(f"DESCRIBE DETAIL delta.`{place}`").first()
+    assert detail["properties"]["delta.appendOnly"] == "true"
+
+
 def test_a_folder_of_other_files_is_refused(spark, tmp_path):
     (tmp_path / "documents.parquet").write_bytes(b"")
     with pytest.raises(InputError, match="exists and is no Delta table"):

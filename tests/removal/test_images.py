@@ -126,6 +126,17 @@ def test_folder_is_copied_byte_for_byte(spark, emoji, tmp_path):
         stage.filter_folder(spark, tmp_path / "in", tmp_path / "in" / "out")
 
 
+def test_a_task_left_running_does_not_bring_back_what_was_cleared(spark, tmp_path, monkeypatch):
+    """The job has ended, by an error or an interrupt; Spark lets its other tasks go on for seconds."""
+    (tmp_path / "in" / "a").mkdir(parents=True)
+    (tmp_path / "in" / "a" / "1.png").write_bytes(b"1")
+    stage = ImageDuplicatesRemovalStage(list_ids(tmp_path / "ids", ["c"]))
+    monkeypatch.setattr("spark_dedup.removal.images._make_folder", lambda _: None)
+    with pytest.raises(Exception, match="is gone, as its job ended"):
+        stage.filter_folder(spark, tmp_path / "in", tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == ["ids", "in"]
+
+
 def test_endings_in_any_case_and_an_output_on_a_store(spark, tmp_path, monkeypatch):
     """``local://`` is a store to fsspec and to us, and one that tasks share."""
     (tmp_path / "in").mkdir()

@@ -45,6 +45,12 @@ def test_rows_lie_in_the_folder_of_their_cluster(spark, tmp_path, pack):
         np.testing.assert_array_equal(got, UNIT[cluster == CLUSTER])
 
 
+def test_a_task_left_running_does_not_bring_back_what_was_cleared(tmp_path):
+    with pytest.raises(InputError, match="aside cannot be seen by a worker"):
+        cluster_files._create(str(tmp_path / "aside" / "centroid=3" / "part"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_columns_of_all_types_come_back_to_spark_as_they_were(spark, tmp_path):
     moment = dt.datetime(2024, 2, 29, 12, 30, 1, 250, tzinfo=dt.UTC)
     others = {

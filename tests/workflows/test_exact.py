@@ -333,12 +333,54 @@ def test_a_killed_job_goes_on_with_the_same_ids(spark, tmp_path, at):
     time.sleep(0.2)
     left = [name for _, folders, _ in os.walk(tmp_path) for name in folders if name.endswith(".tmp")]
     assert len(left) == 1
+    if at == "ExactDuplicateIds":  # as if it had been killed a little earlier, too
+        (out / ".exact_id_generator.json.0123456789ab.tmp").write_text('{"next')
     result = ExactDeduplicationWorkflow(input_path=source, output_path=out, perform_removal=True).run(spark)
     assert listed(out) == REMOVED
     assert (result["num_duplicates"], result["num_documents_written"]) == (5, 7)
     left = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")]
     left = [name for name in left if "id_registry" not in name and name.endswith((".tmp", ".lock", ".old"))]
     assert left == []
+
+
+@pytest.mark.parametrize("what", ["changed", "more"])
+def test_an_input_that_changes_while_the_job_runs(spark, tmp_path, monkeypatch, what):
+    """Else a document that is no duplicate by now would be removed, or one that nobody compared be kept."""
+    source, out = write(tmp_path / "in", TEXTS, ids=range(len(TEXTS))), tmp_path / "out"
+    job = ExactDeduplicationWorkflow
+    record = job._over_a_limit
+
+    def meanwhile(*args):
+        if what == "changed":
+            write(source, [f"new {text}" for text in range(12)], ids=range(12))
+        else:
+            pq.write_table(pa.table({"id": [99], "text": ["a"]}), f"{source}/part-9.parquet")
+        return record(*args)
+
+    def run():
+        return job(
+            input_path=source, output_path=out, assign_id=False, id_field="id", perform_removal=True
+        ).run(spark)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "_over_a_limit", meanwhile)
+        with pytest.raises(InputError, match=r"input changed while the job ran: .*part-"):
+            run()
+    assert not (out / "deduplicated").exists()
+    assert run()["num_duplicates_removed"] == {"changed": 0, "more": 6}[what]
+
+
+def test_a_failed_job_leaves_no_rows_in_a_folder_of_the_users(spark, tmp_path, monkeypatch):
+    source, out = write(tmp_path / "in", TEXTS), tmp_path / "out"
+    (out / "mine").mkdir(parents=True)
+
+    def fails(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(exact_matching, "write_ids", fails)
+    with pytest.raises(OSError, match="disk full"):
+        ExactDeduplicationWorkflow(input_path=source, output_path=out, max_cluster_fraction=0.9).run(spark)
+    assert os.listdir(out) == ["mine"]
 
 
 def test_a_job_killed_while_it_closes_is_finished_or_goes_on(spark, tmp_path, monkeypatch):

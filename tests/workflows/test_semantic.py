@@ -6,7 +6,12 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.datasets import make_blobs
 
-from spark_dedup import KMeansStage, RankingStrategy, SemanticDeduplicationWorkflow
+from spark_dedup import (
+    KMeansStage,
+    RankingStrategy,
+    SemanticDeduplicationWorkflow,
+    TextDuplicatesRemovalWorkflow,
+)
 from spark_dedup.errors import InputError
 from spark_dedup.semantic.kmeans import _SAMPLE_OF, fit_kmeans
 from spark_dedup.workflows.steps import Steps
@@ -115,25 +120,45 @@ def test_a_table_that_grew_since_the_killed_run_is_clustered_anew(spark, tmp_pat
     assert (found["num_documents"], found["num_duplicates"]) == (66, 56)
 
 
-@pytest.mark.parametrize("cache", ["out", "cache"])
-def test_a_run_killed_at_its_end_goes_on_without_clearing(spark, tmp_path, monkeypatch, cache):
+def test_a_file_that_is_replaced_while_the_clusters_are_made(spark, tmp_path, monkeypatch):
+    data, out = write(tmp_path / "in", near_copies(), files=2), tmp_path / "out"
+    job = SemanticDeduplicationWorkflow
+    cluster = job._cluster
+
+    def meanwhile(*args):
+        done = cluster(*args)
+        write(tmp_path / "in", near_copies(120), files=2)
+        return done
+
+    monkeypatch.setattr(job, "_cluster", meanwhile)
+    with pytest.raises(InputError, match=r"the input changed while the job ran: .*parquet"):
+        job(data, out, 4, eps=0.01).run(spark)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("cache", "at"), [("out", (TextDuplicatesRemovalWorkflow, "run")), ("cache", (Steps, "close"))]
+)
+def test_a_run_killed_at_its_end_goes_on_without_clearing(spark, tmp_path, monkeypatch, cache, at):
     data, out = write(tmp_path / "in", near_copies()), tmp_path / "out"
 
     def run():
         job = SemanticDeduplicationWorkflow(
-            data, out, 4, eps=0.01, clear_output=False, cache_path=tmp_path / cache
+            data, out, 4, eps=0.01, clear_output=False, cache_path=tmp_path / cache, perform_removal=True
         )
         return job.run(spark)["num_duplicates"]
 
-    def killed(_):
+    def killed(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Steps, "close", killed)
+        patched.setattr(*at, killed)
         with pytest.raises(KeyboardInterrupt):
             run()
     assert (out / "duplicates").exists()
+    assert not json.loads((tmp_path / cache / ".spark_dedup_steps.json").read_text())["finished"]
     assert run() == 50
+    assert pq.read_table(out / "deduplicated").num_rows == 10
     with pytest.raises(FileExistsError):
         run()
 

@@ -1,9 +1,11 @@
 """The record of finished steps: going on after a kill, refusing what is finished, leaving things as they were."""
 
+import errno
 import json
 import os
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from spark_dedup.listing import FileInfo
 from spark_dedup.workflows.steps import Steps, fingerprint, steps_of
@@ -98,6 +100,48 @@ def test_failing_before_the_first_step_leaves_things_as_they_were(tmp_path):
             raise ValueError("bad")
     assert not fresh.exists()
     assert os.listdir(there) == []
+
+
+def test_an_interrupted_overwriting_leaves_a_finished_run_finished(tmp_path):
+    """Else the next job, not told to overwrite, would."""
+    with steps_of(tmp_path, "d", owned=OWNED) as steps:
+        make(tmp_path, "ids")
+        steps.finish("identify", {}, wrote=["ids"])
+        steps.close()
+    with pytest.raises(KeyboardInterrupt), steps_of(tmp_path, "e", owned=OWNED, mode="overwrite"):
+        raise KeyboardInterrupt
+    with pytest.raises(FileExistsError, match="holds ids of a finished run"):
+        Steps(tmp_path, "e", owned=OWNED)
+
+
+def test_jobs_of_two_kinds_in_one_folder(tmp_path):
+    """They share the record: while one is unfinished, the other neither replaces it nor is replaced through it."""
+    other = ["clusters", "list.json"]
+    with steps_of(tmp_path, "d", owned=OWNED) as steps:
+        make(tmp_path, "ids")
+        steps.finish("identify", {}, wrote=["ids"])
+        steps.close()
+    Steps(tmp_path, "e", owned=other, mode="overwrite").finish("cluster", {})
+    for mode in ("error", "overwrite"):
+        with pytest.raises(FileExistsError, match="unfinished run of another job"):
+            Steps(tmp_path, "d", owned=OWNED, mode=mode)
+    assert not Steps(tmp_path, "f", owned=other[:1]).resumed  # a stage of that job
+    again = Steps(tmp_path, "e", owned=other)
+    again.close()
+    with pytest.raises(FileExistsError, match="finished run"):
+        Steps(tmp_path, "d", owned=OWNED)
+    assert names(tmp_path) == ["ids"]
+
+
+def test_a_disk_that_is_full_at_the_start(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(LocalFileSystem, "mv", full)
+    for out in (tmp_path / "new", tmp_path):
+        with pytest.raises(OSError, match="No space"), steps_of(out, "d", owned=OWNED):
+            pytest.fail("no work without a record of it")
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("fresh", [True, False])
