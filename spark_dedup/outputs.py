@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import re
+import stat
 import time
 from collections.abc import Iterable, Iterator
 
@@ -170,7 +171,7 @@ def _take(lock: str, path: str) -> int | None:
                 ) from error
             continue
         except FileExistsError:
-            if os.path.lexists(os.path.dirname(lock)) and not os.path.isdir(os.path.dirname(lock)):
+            if _is_no_folder(os.path.dirname(lock)):
                 raise NotADirectoryError(
                     f"{os.path.dirname(lock)} is a file: choose another output"
                 ) from None
@@ -192,6 +193,14 @@ def _take(lock: str, path: str) -> int | None:
         if _stands(handle, lock):
             return handle
         os.close(handle)
+
+
+def _is_no_folder(path: str) -> bool:
+    """Return whether something else than a folder is there, by one look: folders come and go meanwhile."""
+    try:
+        return not stat.S_ISDIR(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return os.path.islink(path)
 
 
 def _stands(handle: int, lock: str) -> bool:

@@ -33,6 +33,7 @@ __all__ = [
     "require_checkpoints",
     "require_delta",
     "resolve_device",
+    "session_key",
     "task_slots",
 ]
 
@@ -210,6 +211,12 @@ def _no_java_chatter() -> Iterator[None]:
 def is_connect(spark: SparkSession) -> bool:
     """Return whether the session is a Spark Connect one, which has no JVM at hand."""
     return type(spark).__module__.startswith("pyspark.sql.connect")
+
+
+def session_key(spark: SparkSession) -> str:
+    """Return what tells sessions apart, and is the same for every handle of one."""
+    handle: Any = spark
+    return str(handle.session_id if is_connect(spark) else handle._jsparkSession.hashCode())
 
 
 def require_delta(spark: SparkSession) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
@@ -48,18 +49,69 @@ def settings(spark: SparkSession, wanted: Mapping[str, str], *, reason: str | No
 
     With a ``reason``, warn of each that the session does not take.
     """
-    before: dict[str, str | None] = {}
+    from spark_dedup.session import session_key
+
+    session, mine = session_key(spark), _Held()
+    held: list[str] = []
     try:
         for key, value in wanted.items():
+            held.append(key)
             try:
-                before[key] = spark.conf.get(key, None)
-                spark.conf.set(key, value)
+                _take(spark, (session, key), value, mine)
             except Exception as error:  # its class differs between classic and Connect
-                before.pop(key, None)
                 first = str(error).splitlines()[0]
                 level = logging.DEBUG if reason is None else logging.WARNING
                 logger.log(level, "%s: this session no longer takes %s=%s (%s)", reason, key, value, first)
         yield
     finally:  # of an interrupted start, too
-        for key, old in before.items():
-            spark.conf.unset(key) if old is None else spark.conf.set(key, old)
+        for key in held:
+            _give_back(spark, (session, key), mine)
+
+
+class _Held:
+    """A block that holds settings: by key, what was set before, or before whoever still holds it."""
+
+    def __init__(self) -> None:
+        self.before: dict[str, str | None] = {}
+
+
+_holders: dict[tuple[str, str], list[_Held]] = {}
+"""Who holds a session's setting, oldest first: jobs in threads of one session end in any order."""
+_lock = threading.RLock()
+
+
+def _take(spark: SparkSession, place: tuple[str, str], value: str, mine: _Held) -> None:
+    key = place[1]
+    with _lock:
+        old = spark.conf.get(key, None)
+        mine.before[key] = old
+        _holders.setdefault(place, []).append(mine)
+        try:
+            spark.conf.set(key, value)
+        except Exception:
+            _forget(place, mine)
+            raise
+
+
+def _give_back(spark: SparkSession, place: tuple[str, str], mine: _Held) -> None:
+    """Put back what was set before, or, where a later holder is at work, leave that to it."""
+    key = place[1]
+    with _lock:
+        if key not in mine.before:
+            return
+        later = _holders[place][_holders[place].index(mine) + 1 :]
+        old = mine.before[key]
+        _forget(place, mine)
+        if later:
+            later[0].before[key] = old
+        elif old is None:
+            spark.conf.unset(key)
+        else:
+            spark.conf.set(key, old)
+
+
+def _forget(place: tuple[str, str], mine: _Held) -> None:
+    mine.before.pop(place[1])
+    _holders[place].remove(mine)
+    if not _holders[place]:
+        del _holders[place]

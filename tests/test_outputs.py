@@ -113,6 +113,22 @@ def test_many_processes_never_hold_an_output_together(tmp_path):
     assert [worker.exitcode for worker in workers] == [0] * 4
 
 
+def test_a_folder_that_another_job_removes_is_no_file(tmp_path, monkeypatch):
+    """It is made again by others between each two looks at it."""
+    real, times = os.makedirs, []
+
+    def contended(path, *args, **options):
+        times.append(path)
+        if len(times) < 4:
+            raise FileExistsError(errno.EEXIST, "File exists", path)
+        real(path, *args, **options)
+
+    monkeypatch.setattr(os, "makedirs", contended)
+    monkeypatch.setattr(os.path, "lexists", lambda _: True)
+    with exclusive(tmp_path / "x" / "out"):
+        assert len(times) == 4
+
+
 def test_a_folder_that_takes_no_files(tmp_path, monkeypatch):
     """Some file systems, such as /proc, answer the making of a file with "no such file"."""
 

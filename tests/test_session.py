@@ -1,6 +1,7 @@
 import types
 
 import pytest
+from pyspark.sql import SparkSession
 
 from spark_dedup import java, runtime, session
 from spark_dedup.errors import InputError
@@ -87,6 +88,23 @@ def test_settings_of_an_interrupted_start_are_put_back(spark, monkeypatch):
         with pytest.raises(KeyboardInterrupt), settings(spark, wanted):
             pytest.fail("the start was stopped")
     assert [spark.conf.get(name) for name in names] == before
+
+
+def test_jobs_in_threads_of_one_session_end_in_any_order(spark):
+    """The first to end takes no setting from the other, and the last puts back what was before them all."""
+    name = "spark.sql.parquet.outputTimestampType"
+    other = SparkSession.builder.getOrCreate()  # another handle of the session
+    before = spark.conf.get(name, None)
+    first, second = settings(spark, {name: "TIMESTAMP_MICROS"}), settings(other, {name: "TIMESTAMP_MILLIS"})
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert spark.conf.get(name) == "TIMESTAMP_MILLIS"
+    with settings(spark, {name: "INT96"}):
+        pass
+    assert spark.conf.get(name) == "TIMESTAMP_MILLIS"
+    second.__exit__(None, None, None)
+    assert spark.conf.get(name, None) == before
 
 
 def test_task_slots(spark):

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from spark_dedup.errors import named_errors
 from spark_dedup.listing import Named
-from spark_dedup.outputs import exclusive
-from spark_dedup.paths import Location
+from spark_dedup.outputs import clear_killed, exclusive
+from spark_dedup.paths import Location, normalise_path
 from spark_dedup.session import active_or_build
 from spark_dedup.settings import parquet_as_it_is, settings
 from spark_dedup.tables import ID
@@ -125,6 +125,11 @@ class TextDuplicatesRemovalWorkflow:
             found = inspect(self, session)
             if not names_table(self):
                 held.enter_context(exclusive(self.output_path))
+                clear_killed(normalise_path(self.output_path))
+                if self.output_mode == "ignore" and is_there(
+                    self, session
+                ):  # by now: moved away by a killed run
+                    return self._result(started, read=0, removed=0)
             wanted = split_settings(self.input_blocksize)
             held.enter_context(settings(session, wanted, reason="TextDuplicatesRemovalWorkflow"))
             read, removed = write(self, session, found)

@@ -109,6 +109,11 @@ def test_parquet_keeps_columns_types_and_order(spark, given, tmp_path):
         job(given, tmp_path / "out").run(spark)
     ignored = job(given, tmp_path / "out", output_mode="ignore", ids_to_remove_path="nowhere").run(spark)
     assert ignored["num_documents_written"] == 0
+    (tmp_path / "out").rename(
+        tmp_path / ".out.0123456789ab.tmp.old"
+    )  # as a run killed while it overwrites leaves it
+    assert job(given, tmp_path / "out", output_mode="ignore").run(spark)["num_documents_written"] == 0
+    assert os.listdir(tmp_path) == ["out"]
     once = job(
         given,
         tmp_path / "out",
