@@ -179,6 +179,9 @@ def remove(input_path: tuple[str, ...], overwrite: bool, **options: Any) -> Any:
     "--which-to-keep", type=click.Choice(["hard", "easy", "random"]), default="hard", show_default=True
 )
 @click.option("--distance-metric", type=click.Choice(["cosine", "l2"]), default="cosine", show_default=True)
+@click.option(
+    "--invalid-embeddings", type=click.Choice(["error", "drop"]), default="error", show_default=True
+)
 @click.option("--fit-data-fraction", type=float, help="Fit the centroids on a sample of this size.")
 @click.option("--n-probe", default=1, show_default=True, help="Clusters each record is compared in.")
 @click.option("--pairwise-batch-size", default=1024, show_default=True, help="Rows multiplied at once.")
@@ -192,7 +195,9 @@ def remove(input_path: tuple[str, ...], overwrite: bool, **options: Any) -> Any:
 @click.option("--keep-longest", help="Column of texts: of copies, the longest text stays.")
 @click.option("--ledger", help="Folder or schema of a ledger that gets this run.")
 @click.option("--cache", "cache_path", help="Folder for what lies between the steps; default OUTPUT.")
-@click.option("--clear/--no-clear", "clear_output", default=True, help="Clear earlier results of this job.")
+@click.option(
+    "--clear/--no-clear", "clear_output", default=True, show_default=True, help="Clear earlier results."
+)
 @limits
 @click.option("--dry-run", is_flag=True, help="Say what would be read and written; touch nothing.")
 @common

@@ -86,6 +86,27 @@ def test_rules_of_both_jobs(spark, tmp_path, capsys):
     assert (code, errors.strip()) == (2, "spark-dedup: rules by source need source_field")
 
 
+def test_unusable_embeddings_are_left_out_when_asked(spark, tmp_path, capsys):
+    made = {"id": [1, 2, 3], "embeddings": [[1.0, 0], [1.0, 0], [0.0, 0]]}
+    pq.write_table(pa.table(made), tmp_path / "in.parquet")
+    asked = ("semantic", "--input", tmp_path / "in.parquet", "--output", tmp_path / "out", "--n-clusters", 1)
+    code, _, errors = run(capsys, *asked, "--quiet")
+    assert code == 2
+    assert "1 all zero" in errors
+    assert "--invalid-embeddings drop" in errors
+    code, stdout, errors = run(capsys, *asked, "--invalid-embeddings", "drop", "--json")
+    assert code == 0, errors
+    assert json.loads(stdout.splitlines()[-1])["num_invalid_embeddings"] == 1
+
+
+def test_registry_in_a_schema_that_is_not_there(spark, tmp_path, capsys):
+    (tmp_path / "ids.json").write_text('{"next_id": 0, "batch_registry": {}}')
+    code, _, errors = run(capsys, "ids", "import", tmp_path / "ids.json", "no_such_schema.ids")
+    assert code == 2, errors
+    assert "the id registry no_such_schema.ids cannot be created" in errors
+    assert "no_such_schema" in errors.partition("created:")[2]
+
+
 def test_semantic_removal_from_a_delta_table(spark, tmp_path, capsys):
     rows = [(1, [1.0, 0.0], "a"), (2, [1.0, 0.0], "b"), (3, [0.0, 1.0], "c"), (4, [0.0, 1.0], "d")]
     source = str(tmp_path / "in put")

@@ -71,7 +71,8 @@ class EmbeddingCheck:
         detail = f"{what} (an embedding has {self.dim} finite values, not all zero, as float32{ids})"
         if invalid == "error":
             raise InputError(
-                f"{found}: {detail}. Mend them, or leave them out with invalid_embeddings='drop'."
+                f"{found}: {detail}. Mend them, or leave them out with invalid_embeddings='drop' "
+                "(a command: --invalid-embeddings drop)."
             )
         logger.warning("%s and are left out: %s", found, detail)
         return self
