@@ -142,9 +142,30 @@ def test_schemas_agree_whatever_the_writer_calls_things(tmp_path):
     check_schemas(*footers(tmp_path))
 
 
+def test_schemas_that_only_arrow_tells_apart(tmp_path):
+    """Zones, views, widths and extensions stand in Arrow's own note in the footer; the files are alike to Spark."""
+    tensor = pa.fixed_shape_tensor(pa.float32(), [2])
+    vectors = pa.array([[1.0, 2.0]], pa.list_(pa.float32(), 2))
+    when = pa.array([0], pa.timestamp("us", "UTC"))
+    write(tmp_path / "0.parquet", text=["x"], at=when, took=[1], vector=vectors)
+    write(
+        tmp_path / "1.parquet",
+        text=pa.array(["x"], pa.string_view()),
+        at=when.cast(pa.timestamp("us", "Europe/Berlin")),
+        took=pa.array([1], pa.duration("us")),
+        vector=pa.ExtensionArray.from_storage(tensor, vectors),
+    )
+    check_schemas(*footers(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("other", "says"),
     [
+        (
+            {"a": pa.nulls(1), "b": ["x"]},
+            r"column 'a' is null, .* int64 \(null is the type of a column of nulls",
+        ),
+        ({"a": pa.array([1], pa.timestamp("us")), "b": ["x"]}, r"column 'a' is timestamp\[us\], in "),
         ({"a": pa.array([1], pa.int32()), "b": ["x"]}, "column 'a' is int32, in .*0.parquet it is int64"),
         ({"a": [1]}, "column 'b' is absent"),
         ({"a": [1], "b": ["x"], "c": [1]}, "column 'c' is int64, in .* it is absent"),
