@@ -312,7 +312,8 @@ def _usage_error(error: click.ClickException) -> str:
     """Return what is wrong with the arguments, and where to look it up, on one line."""
     text = " ".join(error.format_message().split())
     context = error.ctx if isinstance(error, click.UsageError) else None
-    return f"{text} See {context.command_path} --help" if context else text
+    end = "" if text.endswith((".", "?", ")")) else "."
+    return f"{text}{end} See {context.command_path} --help" if context else text
 
 
 def _one_line(error: Exception) -> str:

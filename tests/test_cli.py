@@ -190,6 +190,12 @@ def test_absent_paths_are_told_before_a_session_starts(docs, tmp_path, capsys, m
         (["semantic", "--input", "x", "--output", "y", "--n-clusters", "many"], "not a valid integer"),
         (["exact", "--no-such-thing"], "--no-such-thing"),
         (["frobnicate"], "No such command 'frobnicate'. See spark-dedup --help"),
+        (["plan"], "Choose from: exact, remove, semantic. See spark-dedup plan --help"),
+        (["plan", "exact", "--input", "x"], "Missing option '--output'. See spark-dedup exact --help"),
+        (
+            ["ids", "show", "x", "--limit", "-1"],
+            "-1 is not in the range x>=0. See spark-dedup ids show --help",
+        ),
         (["ids", "show", "{tmp}/folder.json"], "Is a directory: {tmp}/folder.json"),
     ],
 )
@@ -200,6 +206,15 @@ def test_bad_arguments_are_one_line_and_exit_2(tmp_path, capsys, args, said):
     assert (code, len(lines)) == (2, 1)
     assert lines[0].startswith("spark-dedup: ")
     assert said.format(tmp=tmp_path) in lines[0]
+
+
+@pytest.mark.parametrize("command", [*spark_dedup.cli.cli.commands, "ids show", "ids export", "ids import"])
+def test_every_command_has_help(capsys, command):
+    for option in ("--help", "-h"):
+        code, stdout, _ = run(capsys, *command.split(), option)
+        assert (code, stdout.split()[:3]) == (0, ["Usage:", "spark-dedup", *command.split()][:3])
+    if command == "plan":
+        assert "--text-field" in run(capsys, command, "exact", "--help")[1]
 
 
 def test_no_arguments_show_the_help(capsys):
