@@ -166,6 +166,7 @@ def test_schemas_that_only_arrow_tells_apart(tmp_path):
             {"a": pa.nulls(1), "b": ["x"]},
             r"column 'a' is null, .* int64 \(null is the type of a column of nulls",
         ),
+        ({"a": pa.nulls(0), "b": pa.array([], pa.string())}, r"1\.parquet has no rows: leave it out"),
         ({"a": pa.array([1], pa.timestamp("us")), "b": ["x"]}, r"column 'a' is timestamp\[us\], in "),
         ({"a": pa.array([1], pa.int32()), "b": ["x"]}, "column 'a' is int32, in .*0.parquet it is int64"),
         ({"a": [1]}, "column 'b' is absent"),
