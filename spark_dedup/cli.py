@@ -180,6 +180,9 @@ def remove(input_path: tuple[str, ...], overwrite: bool, **options: Any) -> Any:
     "--which-to-keep", type=click.Choice(["hard", "easy", "random"]), default="hard", show_default=True
 )
 @click.option("--distance-metric", type=click.Choice(["cosine", "l2"]), default="cosine", show_default=True)
+@click.option(
+    "--invalid-embeddings", type=click.Choice(["error", "drop"]), default="error", show_default=True
+)
 @click.option("--fit-data-fraction", type=float, help="Fit the centroids on a sample of this size.")
 @click.option("--n-probe", default=1, show_default=True, help="Clusters each record is compared in.")
 @click.option("--pairwise-batch-size", default=1024, show_default=True, help="Rows multiplied at once.")
@@ -193,7 +196,9 @@ def remove(input_path: tuple[str, ...], overwrite: bool, **options: Any) -> Any:
 @click.option("--keep-longest", help="Column of texts: of copies, the longest text stays.")
 @click.option("--ledger", help="Folder or schema of a ledger that gets this run.")
 @click.option("--cache", "cache_path", help="Folder for what lies between the steps; default OUTPUT.")
-@click.option("--clear/--no-clear", "clear_output", default=True, help="Clear earlier results of this job.")
+@click.option(
+    "--clear/--no-clear", "clear_output", default=True, show_default=True, help="Clear earlier results."
+)
 @limits
 @click.option("--dry-run", is_flag=True, help="Say what would be read and written; touch nothing.")
 @common
@@ -289,7 +294,8 @@ def _usage_error(error: click.ClickException) -> str:
     """Return what is wrong with the arguments, and where to look it up, on one line."""
     text = " ".join(error.format_message().split())
     context = error.ctx if isinstance(error, click.UsageError) else None
-    return f"{text} See {context.command_path} --help" if context else text
+    end = "" if text.endswith((".", "?", ")")) else "."
+    return f"{text}{end} See {context.command_path} --help" if context else text
 
 
 def _one_line(error: Exception) -> str:

@@ -19,7 +19,7 @@ def ids() -> None:
 
 @ids.command("show")
 @click.argument("registry")
-@click.option("--limit", default=20, show_default=True)
+@click.option("--limit", type=click.IntRange(min=0), default=20, show_default=True)
 @common
 def show_ids(
     registry: str, limit: int, device: str, as_json: bool, debug: bool, quiet: bool
@@ -117,7 +117,7 @@ def report(
     return {"run_id": made.figures.run["run_id"], "path": made.save(output)}
 
 
-@cli.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
+@cli.command(context_settings={"allow_interspersed_args": False})  # options after JOB are its own, --help too
 @click.argument("job", type=click.Choice(["exact", "remove", "semantic"]))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context

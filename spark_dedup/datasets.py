@@ -180,11 +180,16 @@ def read_files(
             df = reader.json(paths) if filetype == "jsonl" else reader.parquet(*paths)
         df.columns  # noqa: B018 - a Connect session looks at the files only now
     except Exception as error:
+        unread = re.search(r"while reading file (\S+?)\.? ", str(error)) if filetype == "jsonl" else None
+        if unread is not None:
+            raise InputError(
+                f"{normalise_path(unread[1])} cannot be read to its end: write it again or remove it"
+            ) from error
         if "COLUMN_ALREADY_EXISTS" not in str(error):
             raise
         raise InputError(
-            f"{source} has columns whose names differ only in case ({first_line(error)}): rename one, or set "
-            "spark.sql.caseSensitive=true"
+            f"{source} has columns whose names are equal or differ only in case ({first_line(error)}): rename one, "
+            "or set spark.sql.caseSensitive=true"
         ) from error
     return df
 

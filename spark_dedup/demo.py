@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spark_dedup.errors import InputError
+from spark_dedup.listing import EXTENSIONS
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -92,7 +93,7 @@ def documents_of(given: str | None, output: Path) -> tuple[str, str, str]:
             raise InputError(f"INPUT {given} does not exist")
         for filetype, endings in (
             ("parquet", ("*.parquet",)),
-            ("jsonl", ("*.jsonl", "*.json", "*.jsonl.gz")),
+            ("jsonl", tuple(f"*{ending}" for ending in EXTENSIONS["jsonl"])),
         ):
             if any(found.match(e) or (found.is_dir() and any(found.rglob(e))) for e in endings):
                 return str(found), filetype, f"the {filetype} files in {found}"

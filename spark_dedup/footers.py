@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -77,9 +78,15 @@ def check_schemas(
         for name in dict.fromkeys((*fields, *own)):
             here, there = own.get(name, "absent"), fields.get(name, "absent")
             if here != there:
+                nulls = re.search(r"\bnull\b", f"{here} {there}")
+                empty = [f.path for f, m in ((file, footer), (files[0], footers[0])) if not m.num_rows]
+                mend = "Read them apart or write them with one schema"
+                if empty:
+                    mend = f"{empty[0]} has no rows: leave it out, or write it again with that schema"
+                why = " (null is the type of a column of nulls alone)" if nulls else ""
                 raise InputError(
-                    f"{file.path} has another schema: column {name!r} is {here}, in {files[0].path} it is {there}. "
-                    "Read them apart or write them with one schema"
+                    f"{file.path} has another schema: column {name!r} is {here}, in {files[0].path} it is {there}"
+                    f"{why}. {mend}"
                 )
 
 
@@ -207,15 +214,25 @@ def _fields(footer: pa.parquet.FileMetaData, columns: Sequence[str] | None) -> d
 
 
 def _type_name(found: pa.DataType) -> str:
-    """Return a type as Spark reads it: writers differ in string widths and the names of list elements."""
+    """Return a type as Spark reads it: Arrow's writers note widths, views and zones that the file does not have."""
+    import pyarrow as pa
     from pyarrow import types
 
+    if isinstance(found, pa.BaseExtensionType):
+        return _type_name(found.storage_type)
     if types.is_dictionary(found):
         return _type_name(found.value_type)
-    if types.is_large_string(found) or types.is_string(found):
+    name = str(found)
+    if name in ("string", "large_string", "string_view"):
         return "string"
-    if types.is_binary(found) or types.is_large_binary(found) or types.is_fixed_size_binary(found):
+    if name in ("binary", "large_binary", "binary_view") or types.is_fixed_size_binary(found):
         return "binary"
+    if types.is_decimal(found):
+        return f"decimal({found.precision}, {found.scale})"
+    if types.is_timestamp(found) and found.tz:
+        return f"timestamp[{found.unit}, tz=UTC]"
+    if types.is_duration(found):
+        return "int64"
     if types.is_map(found):
         return f"map<{_type_name(found.key_type)}, {_type_name(found.item_type)}>"
     if types.is_struct(found):
@@ -224,6 +241,6 @@ def _type_name(found: pa.DataType) -> str:
             return "variant"  # of which each file types what its own rows share
         inner = (found.field(i) for i in range(found.num_fields))
         return f"struct<{', '.join(f'{f.name}: {_type_name(f.type)}' for f in inner)}>"
-    if types.is_list(found) or types.is_large_list(found) or types.is_fixed_size_list(found):
+    if name.startswith(("list", "large_list", "fixed_size_list")):
         return f"list<{_type_name(found.value_type)}>"
-    return str(found)
+    return name

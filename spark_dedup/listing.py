@@ -18,7 +18,9 @@ Named = Location | Sequence[Location]
 
 EXTENSIONS: dict[str, tuple[str, ...]] = {
     "parquet": (".parquet",),
-    "jsonl": (".jsonl", ".json", ".jsonl.gz", ".json.gz"),
+    "jsonl": tuple(
+        f".{name}{packed}" for packed in ("", ".gz", ".bz2", ".zst") for name in ("jsonl", "json")
+    ),
 }
 _SMALL_BYTES, _SMALL_FILES = 8 << 20, 1000
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from spark_dedup import ledger as ledgers
 from spark_dedup.datasets import Source, find_source
 from spark_dedup.errors import InputError, first_line
+from spark_dedup.ids.files import has_row_index
 from spark_dedup.ledger import DONE, Ledger, describe_input
 from spark_dedup.listing import list_files
 from spark_dedup.names import literal, path_relation, quote_name, split_name
@@ -215,6 +216,11 @@ def _with_ids(spark: SparkSession, shown: _Shown, key: str, registry: str | None
             raise InputError(
                 f"SQL cannot number JSON lines as the id registry {registry} does: write what remains with "
                 "TextDuplicatesRemovalWorkflow, or name a column of ids as id_field"
+            )
+        if not has_row_index(shown.df):
+            raise InputError(
+                f"SQL cannot number the rows of {shown.relation}: Delta tells their places only with "
+                "delta.enableDeletionVectors=true; set it (ALTER TABLE), or name a column of ids as id_field"
             )
         paths = source_paths(shown.df, shown.source, filetype)
         return f"({numbered_query(spark, shown.relation, shown.df.columns, paths, location=registry)})"

@@ -86,6 +86,27 @@ def test_rules_of_both_jobs(spark, tmp_path, capsys):
     assert (code, errors.strip()) == (2, "spark-dedup: rules by source need source_field")
 
 
+def test_unusable_embeddings_are_left_out_when_asked(spark, tmp_path, capsys):
+    made = {"id": [1, 2, 3], "embeddings": [[1.0, 0], [1.0, 0], [0.0, 0]]}
+    pq.write_table(pa.table(made), tmp_path / "in.parquet")
+    asked = ("semantic", "--input", tmp_path / "in.parquet", "--output", tmp_path / "out", "--n-clusters", 1)
+    code, _, errors = run(capsys, *asked, "--quiet")
+    assert code == 2
+    assert "1 all zero" in errors
+    assert "--invalid-embeddings drop" in errors
+    code, stdout, errors = run(capsys, *asked, "--invalid-embeddings", "drop", "--json")
+    assert code == 0, errors
+    assert json.loads(stdout.splitlines()[-1])["num_invalid_embeddings"] == 1
+
+
+def test_registry_in_a_schema_that_is_not_there(spark, tmp_path, capsys):
+    (tmp_path / "ids.json").write_text('{"next_id": 0, "batch_registry": {}}')
+    code, _, errors = run(capsys, "ids", "import", tmp_path / "ids.json", "no_such_schema.ids")
+    assert code == 2, errors
+    assert "the id registry no_such_schema.ids cannot be created" in errors
+    assert "no_such_schema" in errors.partition("created:")[2]
+
+
 def test_semantic_removal_from_a_delta_table(spark, tmp_path, capsys):
     rows = [(1, [1.0, 0.0], "a"), (2, [1.0, 0.0], "b"), (3, [0.0, 1.0], "c"), (4, [0.0, 1.0], "d")]
     source = str(tmp_path / "in put")
@@ -186,6 +207,12 @@ def test_absent_paths_are_told_before_a_session_starts(docs, tmp_path, capsys, m
         (["semantic", "--input", "x", "--output", "y", "--n-clusters", "many"], "not a valid integer"),
         (["exact", "--no-such-thing"], "--no-such-thing"),
         (["frobnicate"], "No such command 'frobnicate'. See spark-dedup --help"),
+        (["plan"], "Choose from: exact, remove, semantic. See spark-dedup plan --help"),
+        (["plan", "exact", "--input", "x"], "Missing option '--output'. See spark-dedup exact --help"),
+        (
+            ["ids", "show", "x", "--limit", "-1"],
+            "-1 is not in the range x>=0. See spark-dedup ids show --help",
+        ),
         (["ids", "show", "{tmp}/folder.json"], "Is a directory: {tmp}/folder.json"),
     ],
 )
@@ -196,6 +223,15 @@ def test_bad_arguments_are_one_line_and_exit_2(tmp_path, capsys, args, said):
     assert (code, len(lines)) == (2, 1)
     assert lines[0].startswith("spark-dedup: ")
     assert said.format(tmp=tmp_path) in lines[0]
+
+
+@pytest.mark.parametrize("command", [*spark_dedup.cli.cli.commands, "ids show", "ids export", "ids import"])
+def test_every_command_has_help(capsys, command):
+    for option in ("--help", "-h"):
+        code, stdout, _ = run(capsys, *command.split(), option)
+        assert (code, stdout.split()[:3]) == (0, ["Usage:", "spark-dedup", *command.split()][:3])
+    if command == "plan":
+        assert "--text-field" in run(capsys, command, "exact", "--help")[1]
 
 
 def test_no_arguments_show_the_help(capsys):

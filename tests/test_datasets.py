@@ -1,5 +1,6 @@
 """What users name: lists of files, tables, Delta paths, partition folders, schemas that agree."""
 
+import gzip
 import os
 from pathlib import Path
 from urllib.parse import unquote
@@ -142,9 +143,31 @@ def test_schemas_agree_whatever_the_writer_calls_things(tmp_path):
     check_schemas(*footers(tmp_path))
 
 
+def test_schemas_that_only_arrow_tells_apart(tmp_path):
+    """Zones, views, widths and extensions stand in Arrow's own note in the footer; the files are alike to Spark."""
+    tensor = pa.fixed_shape_tensor(pa.float32(), [2])
+    vectors = pa.array([[1.0, 2.0]], pa.list_(pa.float32(), 2))
+    when = pa.array([0], pa.timestamp("us", "UTC"))
+    write(tmp_path / "0.parquet", text=["x"], at=when, took=[1], vector=vectors)
+    write(
+        tmp_path / "1.parquet",
+        text=pa.array(["x"], pa.string_view()),
+        at=when.cast(pa.timestamp("us", "Europe/Berlin")),
+        took=pa.array([1], pa.duration("us")),
+        vector=pa.ExtensionArray.from_storage(tensor, vectors),
+    )
+    check_schemas(*footers(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("other", "says"),
     [
+        (
+            {"a": pa.nulls(1), "b": ["x"]},
+            r"column 'a' is null, .* int64 \(null is the type of a column of nulls",
+        ),
+        ({"a": pa.nulls(0), "b": pa.array([], pa.string())}, r"1\.parquet has no rows: leave it out"),
+        ({"a": pa.array([1], pa.timestamp("us")), "b": ["x"]}, r"column 'a' is timestamp\[us\], in "),
         ({"a": pa.array([1], pa.int32()), "b": ["x"]}, "column 'a' is int32, in .*0.parquet it is int64"),
         ({"a": [1]}, "column 'b' is absent"),
         ({"a": [1], "b": ["x"], "c": [1]}, "column 'c' is int64, in .* it is absent"),
@@ -276,10 +299,18 @@ def test_small_sources(tmp_path, monkeypatch):
     assert not is_small(tmp_path / "a")
 
 
+def test_a_truncated_packed_file_is_named(spark, tmp_path):
+    lines = b"".join(b'{"text": "%d"}\n' % number for number in range(20_000))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a b.jsonl.gz").write_bytes(gzip.compress(lines)[:-200])
+    with pytest.raises(InputError, match=r"in/a b\.jsonl\.gz cannot be read to its end: write it again"):
+        read_dataset(spark, tmp_path / "in", filetype="jsonl")
+
+
 def test_columns_that_differ_only_in_case_are_named(spark, tmp_path):
     write(tmp_path / "in" / "a.parquet", Text=["a"], text=["b"])
     (tmp_path / "lines").mkdir()
     (tmp_path / "lines" / "a.jsonl").write_text('{"Text": "a", "text": "b"}\n')
     for name, filetype in (("in", "parquet"), ("lines", "jsonl")):
-        with pytest.raises(InputError, match=rf"{name} has columns whose names differ only in case .*`text`"):
+        with pytest.raises(InputError, match=rf"{name} has .* equal or differ only in case .*`text`"):
             read_dataset(spark, tmp_path / name, filetype=filetype)

@@ -127,3 +127,17 @@ def test_json_lines_are_not_numbered_by_a_column_of_old(spark, tmp_path):
     ledger = ledger_of(spark, tmp_path, tmp_path / "docs", removed=[])
     with pytest.raises(InputError, match="SQL cannot number JSON lines"):
         create_views(spark, ledger=ledger, documents=tmp_path / "docs", prefix="s7_", filetype="jsonl")
+
+
+def test_a_delta_table_that_does_not_number_its_rows_is_told_how_to(spark, tmp_path, views):
+    docs = str(tmp_path / "docs")
+    texts = spark.createDataFrame([("a",), ("a",), ("b",)], "text string").coalesce(1)
+    texts.write.format("delta").option("delta.enableDeletionVectors", "false").save(docs)
+    ExactDeduplicationWorkflow(
+        input_path=docs, input_filetype="delta", output_path=tmp_path / "out", ledger=tmp_path / "ledger"
+    ).run(spark)
+    with pytest.raises(InputError, match=r"delta\.enableDeletionVectors=true; set it .*id_field"):
+        create_views(spark, ledger=tmp_path / "ledger", documents=docs, prefix="s9_", filetype="delta")
+    spark.sql(f"ALTER TABLE delta.`{docs}` SET TBLPROPERTIES ('delta.enableDeletionVectors' = true)")
+    views += create_views(spark, ledger=tmp_path / "ledger", documents=docs, prefix="s9_", filetype="delta")
+    assert sorted(row["text"] for row in spark.table("s9_documents").collect()) == ["a", "b"]

@@ -188,7 +188,7 @@ def documents(
     stored = [name for name in kept if name not in given]
     ranges = ranges_by(ids, partial(count_parquet, columns=stored))
     urls = match_urls(df.inputFiles(), [file.path for file in files])
-    if on_gpu(spark):
+    if on_gpu(spark) or not has_row_index(df):  # spark.sql.sources.useV1SourceList without parquet
         return _documents(_by_split(spark, df, ranges, kept, count_splits(df), ids), ranges)
     return _documents(_by_row_index(spark, df, ranges, kept, urls), ranges)
 

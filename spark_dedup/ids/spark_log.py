@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from spark_dedup.errors import InputError
+from spark_dedup.errors import InputError, first_line
 from spark_dedup.ids.batches import Batch
 from spark_dedup.ids.rows import COLUMNS, LOOKUP, TABLE_SETTINGS, Entry, as_frame, check_layout, rows_of
 from spark_dedup.ids.turns import TURN_FILE
@@ -81,9 +81,11 @@ class SparkLog:
                     f"CREATE TABLE {self._table} USING delta TBLPROPERTIES ({settings}) AS SELECT * FROM {rows}"
                 ).collect()
                 self.created = True
-            except Exception:
+            except Exception as error:
+                # Else another process made it in the meantime.
                 if self._columns() is None and not self._complete(initial):
-                    raise  # else another process made it in the meantime
+                    why = first_line(error)
+                    raise InputError(f"the id registry {self.location} cannot be created: {why}") from error
 
     def _complete(self, initial: pa.Table) -> bool:
         """Make a table where a killed process began it, and say whether there was such a place.

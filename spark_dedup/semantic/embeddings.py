@@ -71,7 +71,8 @@ class EmbeddingCheck:
         detail = f"{what} (an embedding has {self.dim} finite values, not all zero, as float32{ids})"
         if invalid == "error":
             raise InputError(
-                f"{found}: {detail}. Mend them, or leave them out with invalid_embeddings='drop'."
+                f"{found}: {detail}. Mend them, or leave them out with invalid_embeddings='drop' "
+                "(a command: --invalid-embeddings drop)."
             )
         logger.warning("%s and are left out: %s", found, detail)
         return self
@@ -180,7 +181,8 @@ def packed_matrix(x: NDArray[np.floating[Any]]) -> pa.BinaryArray:
 
 def as_lists(embeddings: pa.Array) -> pa.ListArray:
     """Return valid embeddings of one length, lists or packed float32, as list<float>."""
-    if not pa.types.is_binary(embeddings.type):
+    # Sessions with spark.sql.execution.arrow.useLargeVarTypes hand over large binary.
+    if not (pa.types.is_binary(embeddings.type) or pa.types.is_large_binary(embeddings.type)):
         return embeddings
     dim = len(embeddings[0].as_py()) // 4 if len(embeddings) else 0
     return from_matrix(_rows_of(embeddings, np.float32, dim))

@@ -189,7 +189,8 @@ def inspect(job: TextDuplicatesRemovalWorkflow, spark: SparkSession) -> RemovalI
     """Look at documents, list and output, and refuse what cannot work, before anything is written."""
     if job.output_mode == "error" and is_there(job, spark):
         raise FileExistsError(
-            f"output {job.output_path} exists: choose another one, or output_mode 'overwrite' or 'ignore'"
+            f"output {job.output_path} exists: choose another one, or output_mode 'overwrite' "
+            "(a command: --overwrite) or 'ignore'"
         )
     found = inspect_input(
         spark,

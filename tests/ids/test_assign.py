@@ -17,6 +17,7 @@ from spark_dedup.ids.assign import documents, read_documents
 from spark_dedup.ids.batches import StaleBatchError
 from spark_dedup.ids.generator import IdGenerator
 from spark_dedup.ids.registry import IdRegistry
+from spark_dedup.settings import settings
 from spark_dedup.tables import ID
 
 NAMES = ["sp ace", "per%20cent", "pct%", "ümläut", "k=v", "quo'te", 'dq"x', "back`tick", "ha#sh", "q?m",
@@ -427,3 +428,17 @@ print(registry.register_batches([("x", 3), ("y", 2)]), registry.next_id, registr
     plain = IdRegistry.open(None, tmp_path / "registry")
     assert plain.next_id == 22
     assert Path(plain.location) == tmp_path / "registry"
+
+
+@pytest.mark.parametrize("packed", ["4096", "134217728"])
+def test_sources_of_the_second_kind_number_rows_by_splits(spark, tmp_path, packed):
+    """Without parquet in this list a scan has no ``_metadata``."""
+    (tmp_path / "docs").mkdir()
+    for number in range(3):
+        places = pa.table({"n": range(500 * number, 500 * number + 500), "pad": ["x" * 9] * 500})
+        pq.write_table(places, tmp_path / "docs" / f"{number}.parquet", row_group_size=50)
+    odd = {"spark.sql.sources.useV1SourceList": "csv", "spark.sql.files.maxPartitionBytes": packed}
+    with settings(spark, odd):
+        rows = read_documents(spark, tmp_path / "docs", registry=str(tmp_path / "registry")).collect()
+    assert [row["n"] for row in rows if row[ID] != row["n"]] == []
+    assert len(rows) == 1500

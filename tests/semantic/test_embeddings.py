@@ -9,9 +9,11 @@ from pyspark.sql import types as T
 from spark_dedup.errors import InputError
 from spark_dedup.semantic.embeddings import (
     array_column,
+    as_lists,
     check_of,
     embedding_width,
     from_matrix,
+    packed_matrix,
     to_matrix,
     unit_matrix,
     validate_embeddings,
@@ -31,6 +33,12 @@ def test_lists_become_a_matrix_and_back(kind):
     assert x.dtype == np.float32
     np.testing.assert_array_equal(x, ROWS)
     assert from_matrix(x).to_pylist() == ROWS
+
+
+def test_packed_rows_become_lists_whatever_their_width():
+    packed = packed_matrix(np.array(ROWS, np.float32))
+    for kind in (pa.binary(), pa.large_binary()):
+        assert as_lists(packed.cast(kind)).to_pylist() == ROWS
 
 
 def test_float32_lists_are_not_copied():

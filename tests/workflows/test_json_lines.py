@@ -1,5 +1,6 @@
 """JSON lines to JSON lines: what remains is what was read; the lines themselves are what is expected."""
 
+import bz2
 import gzip
 import json
 
@@ -64,6 +65,19 @@ def test_json_lines_are_written_as_they_were_read(spark, json_lines, monkeypatch
     assert sorted(lines_of(json_lines / "out")) == sorted(
         UNESCAPED.get(i, line) for i, line in enumerate(LINES) if line and "gone" not in line
     )
+
+
+def test_lines_packed_by_bzip2_and_zstandard_are_read(spark, json_lines):
+    for path in (json_lines / "in" / "a.jsonl", json_lines / "in" / "deep" / "b.jsonl.gz"):
+        path.unlink()
+    (json_lines / "in" / "a.jsonl.bz2").write_bytes(bz2.compress("\n".join(LINES[:4]).encode()))
+    (json_lines / "in" / "b.json.zst").write_bytes(
+        pa.compress("\n".join(LINES[4:]).encode(), "zstd", asbytes=True)
+    )
+    result = lines_job(json_lines).run(spark)
+    assert (result["num_documents"], result["num_duplicates_removed"]) == (7, 2)
+    kept = [UNESCAPED.get(i, line) for i, line in enumerate(LINES) if line and "gone" not in line]
+    assert sorted(lines_of(json_lines / "out")) == sorted(kept)
 
 
 @pytest.mark.parametrize("drop", [False, True])

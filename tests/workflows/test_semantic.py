@@ -14,6 +14,7 @@ from spark_dedup import (
 )
 from spark_dedup.errors import InputError
 from spark_dedup.semantic.kmeans import _SAMPLE_OF, fit_kmeans
+from spark_dedup.settings import settings
 from spark_dedup.workflows.steps import Steps
 
 
@@ -386,3 +387,15 @@ except ValueError as error:
     assert "column 'm' has type map<int,int>, which has no order to rank by" in out
     removed = [ids_in(tmp_path / name / "duplicates") for name in ("classic", "1024", "8")]
     assert removed[0] == removed[1] == removed[2]
+
+
+def test_sessions_with_wide_arrow_types_and_tiny_batches(spark, tmp_path):
+    data = write(tmp_path / "in", near_copies(), text=["x" * i for i in range(60)])
+    odd = {"useLargeVarTypes": "true", "maxRecordsPerBatch": "7"}
+    with settings(spark, {f"spark.sql.execution.arrow.{key}": value for key, value in odd.items()}):
+        ran = SemanticDeduplicationWorkflow(
+            data, tmp_path / "out", 4, eps=0.01, metadata_fields=["text"]
+        ).run(spark)
+    assert (ran["num_documents"], ran["num_duplicates"]) == (60, 50)
+    file = next((tmp_path / "out" / "kmeans_results").glob("centroid=*/*.parquet"))
+    assert pq.read_schema(file).field("embeddings").type.value_type == pa.float32()
