@@ -123,7 +123,8 @@ def move(source: str, target: str) -> None:
     fs.invalidate_cache()
     if fs.exists(place):
         raise FileExistsError(f"{target} exists")
-    copies = {file: place + file[len(inner) :] for file in fs.find(inner)}
+    # Spark marks an empty folder by an empty object of its name and a slash, which cannot be copied.
+    copies = {file: place + file[len(inner) :] for file in fs.find(inner) if not file.endswith("/")}
     try:
         if type(fs).mv is not AbstractFileSystem.mv or not copies:
             fs.mv(inner, place, recursive=True)

@@ -358,6 +358,27 @@ def test_a_new_result_on_a_store_is_not_taken_for_a_killed_runs(store):
     assert stored(store) == left
 
 
+def test_marks_of_empty_folders_are_not_moved(store, monkeypatch):
+    """Spark's S3 client makes an object ``_staged_commits/`` in a Delta log, which no copy can name."""
+    fill(store, "/bucket/aside", "a")
+    mark = "/bucket/aside/_delta_log/_staged_commits/"
+    find, copy, marks = type(store).find, type(store).copy, [mark]  # deleting does not meet it again
+    monkeypatch.setattr(
+        type(store),
+        "find",
+        lambda self, path, **kw: [*find(self, path, **kw), *(marks.pop() for _ in marks[:])],
+    )
+
+    def refuse(self, source, target, **options):
+        assert mark not in source
+        return copy(self, source, target, **options)
+
+    monkeypatch.setattr(type(store), "copy", refuse)
+    publish("memory://bucket/aside", "memory://bucket/out")
+    monkeypatch.undo()
+    assert stored(store) == {"out/a": b"new"}
+
+
 @pytest.mark.parametrize(
     ("given", "path"),
     [
