@@ -20,7 +20,9 @@ __all__ = [
     "delete",
     "exists",
     "filesystem",
+    "has_folders",
     "is_local",
+    "make_folder",
     "move",
     "normalise_path",
     "on_databricks",
@@ -29,6 +31,8 @@ __all__ = [
 ]
 
 Location = str | PathLike[str]
+_FOLDERLESS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "memory")
+"""Schemes of stores where fsspec, asked for a folder, makes nothing, or a bucket that someone misspelt."""
 _SCHEME_ONLY = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
 
 
@@ -85,22 +89,43 @@ def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """
     import fsspec
 
+    from spark_dedup.stores import store_options
+
     if is_local(path):  # url_to_fs would take "::" in a name for a chain of stores
         return fsspec.filesystem("file"), normalise_path(path)
     try:
-        found: tuple[fsspec.AbstractFileSystem, str] = fsspec.core.url_to_fs(path)
+        found: tuple[fsspec.AbstractFileSystem, str] = fsspec.core.url_to_fs(path, **store_options(path))
     except (ImportError, ValueError) as error:
         raise InputError(f"cannot reach {path}: {error}") from error
     return found
 
 
 def exists(path: str) -> bool:
-    """Return whether a path exists on its store."""
+    """Return whether a path exists on its store.
+
+    Raises:
+        InputError: the store cannot be asked from Python.
+    """
     if is_local(path):
         return os.path.exists(path)
+    from spark_dedup.stores import named_refusal
+
     fs, inner = filesystem(path)
-    fs.invalidate_cache()  # Spark and other processes write there too
-    return bool(fs.exists(inner))
+    with named_refusal(path):
+        fs.invalidate_cache()  # Spark and other processes write there too
+        return bool(fs.exists(inner))
+
+
+def has_folders(path: str) -> bool:
+    """Return whether a path's store has folders to be made; in others a file's name makes them."""
+    return urlsplit(path).scheme not in _FOLDERLESS
+
+
+def make_folder(path: str) -> None:
+    """Make a folder, where the store has such a thing without files in it."""
+    if has_folders(path):
+        fs, inner = filesystem(path)
+        fs.makedirs(inner, exist_ok=True)
 
 
 def move(source: str, target: str) -> None:

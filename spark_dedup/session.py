@@ -33,6 +33,7 @@ __all__ = [
     "require_checkpoints",
     "require_delta",
     "resolve_device",
+    "s3_settings",
     "task_slots",
 ]
 
@@ -42,6 +43,17 @@ DELTA_CONF = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
 }
+_S3_NAMES = (
+    "access.key",
+    "secret.key",
+    "session.token",
+    "aws.credentials.provider",
+    "endpoint",
+    "endpoint.region",
+    "path.style.access",
+    "connection.ssl.enabled",
+)
+_S3_SETTINGS = rf"^fs\.s3a\.(bucket\..+\.)?({'|'.join(map(re.escape, _S3_NAMES))})$"
 DEVICES = ("auto", "cpu", "gpu")
 
 
@@ -281,3 +293,29 @@ def count_executors(spark: SparkSession) -> int:
 def job_context(spark: SparkSession) -> SparkContext | None:
     """Return what names and watches the jobs of a classic session; None on Spark Connect."""
     return None if is_connect(spark) else spark.sparkContext
+
+
+def s3_settings() -> dict[str, str]:
+    """Return what the process's session is told of S3 (``fs.s3a.*``), by Hadoop's files too; empty without one."""
+    if "pyspark" not in sys.modules:
+        return {}
+    from pyspark import SparkContext
+    from pyspark.sql import SparkSession
+
+    found: dict[str, str] = {}
+    context = SparkContext._active_spark_context
+    with contextlib.suppress(Exception):  # a JVM that is gone, or that tells nothing, as on shared clusters
+        if context is not None and context._jsc is not None:
+            found |= dict(context._jsc.hadoopConfiguration().getValByRegex(_S3_SETTINGS))
+    session = getattr(SparkSession, "_instantiatedSession", None) or _connect_session()
+    if session is not None:
+        for name in _S3_NAMES:
+            value = conf_of(session, f"fs.s3a.{name}") or conf_of(session, f"spark.hadoop.fs.s3a.{name}")
+            found |= {f"fs.s3a.{name}": value} if value else {}
+    return found
+
+
+def _connect_session() -> SparkSession | None:
+    module = sys.modules.get("pyspark.sql.connect.session")
+    found: SparkSession | None = getattr(getattr(module, "SparkSession", None), "_default_session", None)
+    return found

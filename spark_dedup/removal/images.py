@@ -18,7 +18,7 @@ from spark_dedup.datasets import read_dataset
 from spark_dedup.errors import InputError
 from spark_dedup.listing import FileInfo, Named, list_files
 from spark_dedup.outputs import check_output, exclusive, staged
-from spark_dedup.paths import Location, filesystem, normalise_path
+from spark_dedup.paths import Location, filesystem, make_folder, normalise_path
 from spark_dedup.removal.shards import copy_without, sample_keys
 from spark_dedup.session import is_connect, require_checkpoints
 from spark_dedup.tables import col, require_columns
@@ -132,7 +132,7 @@ class ImageDuplicatesRemovalStage:
         listed, _ = self._listed(spark, "string")
         kept = images.join(F.broadcast(listed), F.col("id") == F.col(_LISTED), "left_anti")
         with exclusive(output), staged(output) as aside:
-            _make_folder(aside)
+            make_folder(aside)
 
             def copy(batches: Batches) -> Iterator[pa.RecordBatch]:
                 for batch in batches:
@@ -184,7 +184,7 @@ class ImageDuplicatesRemovalStage:
         by_shard = gone.groupBy("path").agg(F.collect_set("key").alias("keys"))
         tasks = work.join(by_shard, "path", "left")
         with exclusive(output), staged(output) as aside:
-            _make_folder(aside)
+            make_folder(aside)
 
             def rewrite(batches: Batches) -> Iterator[pa.RecordBatch]:
                 for batch in batches:
@@ -270,11 +270,6 @@ def _roots(named: Named) -> list[str]:
     return [normalise_path(path) for path in ([named] if isinstance(named, str | os.PathLike) else named)]
 
 
-def _make_folder(path: str) -> None:
-    fs, inner = filesystem(path)
-    fs.makedirs(inner, exist_ok=True)
-
-
 def _places(files: Sequence[FileInfo], roots: Sequence[str]) -> list[str]:
     """Return where each file goes below the output: its path below what was named."""
     places = []
@@ -327,6 +322,6 @@ def _pair(source: str, target: str) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     """Open a file to read and one to write, on any store, making the folder of the second."""
     fs, inner = filesystem(source)
     to, name = filesystem(target)
-    to.makedirs(name.rsplit("/", 1)[0], exist_ok=True)
+    make_folder(target.rsplit("/", 1)[0])
     with fs.open(inner, "rb") as reader, to.open(name, "wb") as writer:
         yield reader, writer

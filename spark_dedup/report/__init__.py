@@ -8,7 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from spark_dedup.ledger import open_ledger
-from spark_dedup.paths import filesystem, normalise_path
+from spark_dedup.paths import filesystem, make_folder, normalise_path
 from spark_dedup.report.figures import Figures, collect_figures
 from spark_dedup.report.page import render
 
@@ -29,8 +29,8 @@ class Report:
         """Write the page; return its path."""
         final = normalise_path(path)
         fs, inner = filesystem(final)
-        if "/" in inner:
-            fs.makedirs(inner.rsplit("/", 1)[0], exist_ok=True)
+        if "/" in final:
+            make_folder(final.rsplit("/", 1)[0])
         fs.pipe_file(inner, self.html.encode("utf-8"))
         return final
 
