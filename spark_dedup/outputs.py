@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 
 from spark_dedup.errors import InputError
+from spark_dedup.leases import held_here, leased, require_held
 from spark_dedup.paths import Location, delete, exists, filesystem, is_local, move, normalise_path
 
 __all__ = ["check_apart", "check_output", "exclusive", "publish", "staged"]
@@ -93,8 +94,8 @@ def _real(path: str) -> str:
 def exclusive(output: Location, *, patience_s: float = 0.0) -> Iterator[None]:
     """Hold an output folder for one job; the hold ends with the process, however it ends.
 
-    Stores without file locks are not held: there a job that is not to overwrite looks again before it publishes.
-    Parent folders that are made for the lock go again when the job leaves nothing in them.
+    On a store without file locks it is a lease, which a killed job keeps for a minute more. Parent folders that are
+    made for the lock go again when the job leaves nothing in them.
 
     Args:
         output: the folder; it need not exist.
@@ -106,7 +107,8 @@ def exclusive(output: Location, *, patience_s: float = 0.0) -> Iterator[None]:
     """
     path = normalise_path(output)
     if not is_local(path):
-        yield
+        with leased(path, patience_s=patience_s):
+            yield
         return
     made = _missing_folders(os.path.dirname(path))
     lock = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.lock")
@@ -222,11 +224,12 @@ def staged(final: Location, *, mode: str = "error") -> Iterator[str]:
 def _clear_killed(path: str, mode: str) -> None:
     """Clear what killed runs left beside an output, and put back an old result that they had moved away.
 
-    On a store without locks a new result there may be a running job's: only old results are touched.
+    On a store where this process holds nothing, a new result may be a running job's: only old ones are touched.
     """
     parent, name = path.rsplit("/", 1)
     left = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{12}}\.tmp(?P<rest>\.old|\.located|\.clone)?")
-    for entry in _names(parent):
+    entries = _names(parent)
+    for entry in entries:
         found = left.fullmatch(entry)
         if found is None:
             continue
@@ -238,13 +241,15 @@ def _clear_killed(path: str, mode: str) -> None:
             delete(beside)
         elif found["rest"] == ".old":
             _settle(beside, path, mode)
+        elif held_here(path) and f"{entry}.old" not in entries:
+            delete(beside)
 
 
 def _settle(old: str, path: str, mode: str) -> None:
     """Delete an old result, or put it back, on a store that moves file by file: its run may have died at any."""
     if not exists(old.removesuffix(".old")):
         delete(old)  # the new one stands
-    elif mode == "overwrite":  # else the new result may be moving in now, and is not ours to replace
+    elif mode == "overwrite" or held_here(path):  # else the new result may be moving in now, by a running job
         fs, inner = filesystem(old)
         place = filesystem(path)[1]
         if all(fs.exists(place + file[len(inner) :]) for file in fs.find(inner)):
@@ -252,6 +257,8 @@ def _settle(old: str, path: str, mode: str) -> None:
         else:
             delete(path)
             move(old, path)
+        if held_here(path):
+            delete(old.removesuffix(".old"))
 
 
 def _names(folder: str) -> list[str]:
@@ -274,8 +281,10 @@ def publish(aside: str, path: str, *, mode: str = "error") -> None:
     """Move a finished folder to its place; after an error, what was there before is there again.
 
     Raises:
+        RuntimeError: the hold of the output was lost meanwhile.
         FileExistsError: when something is there and ``mode`` is ``"error"``.
     """
+    require_held(path)
     if mode == "error":
         _refuse_existing(path)
         _place(aside, path)

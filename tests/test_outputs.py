@@ -349,13 +349,26 @@ def test_a_store_where_a_run_was_killed_while_publishing(store, left, mode, then
 
 
 def test_a_new_result_on_a_store_is_not_taken_for_a_killed_runs(store):
-    """It has no locks, so that may be a job at work, even one that publishes now."""
+    """Without a hold, that may be a job at work, even one that publishes now."""
     left = {f"{KILLED}/b": b"new", f"{KILLED}.old/a": b"old", "out/a": b"new"}
     for path, text in left.items():
         store.pipe_file(f"/bucket/{path}", text)
     with pytest.raises(FileExistsError), staged("memory://bucket/out"):
         pytest.fail("an output that exists is refused before work")
     assert stored(store) == left
+
+
+@pytest.mark.parametrize("mode", ["error", "overwrite"])
+def test_a_job_that_holds_its_output_clears_what_killed_ones_left(store, mode):
+    other = KILLED.replace("0", "f")
+    for path in (f"{KILLED}/b", f"{KILLED}.clone/b", f"{other}/b"):
+        store.pipe_file(f"/bucket/{path}", b"new")
+    store.pipe_file(f"/bucket/{other}.old/a", b"old")
+    store.pipe_file("/bucket/out/b", b"new")
+    problem = FileExistsError if mode == "error" else RuntimeError
+    with exclusive("memory://bucket/out"), pytest.raises(problem), staged("memory://bucket/out", mode=mode):
+        raise RuntimeError
+    assert stored(store) == {"out/a": b"old"}
 
 
 def test_marks_of_empty_folders_are_not_moved(store, monkeypatch):
