@@ -20,8 +20,9 @@ import time
 import uuid
 from collections.abc import Iterator
 
-from spark_dedup.errors import InputError
+from spark_dedup.errors import InputError, first_line
 from spark_dedup.paths import filesystem, make_folder
+from spark_dedup.stores import named_refusal
 
 __all__ = ["held_here", "leased", "require_held"]
 
@@ -42,7 +43,7 @@ def leased(path: str, *, patience_s: float = 0.0) -> Iterator[None]:
         patience_s: seconds to wait for a job that holds it and lives.
 
     Raises:
-        InputError: when another job holds it.
+        InputError: when another job holds it, or it cannot be written.
     """
     lease = _Lease(path)
     lease.take(patience_s)
@@ -73,6 +74,15 @@ def require_held(path: str) -> None:
             )
 
 
+@contextlib.contextmanager
+def _named(path: str) -> Iterator[None]:
+    try:
+        with named_refusal(path):
+            yield
+    except FileNotFoundError as error:  # no such bucket
+        raise InputError(f"output {path} cannot be written ({first_line(error)}): choose another") from error
+
+
 class _Lease:
     """A flag, and the thread that rewrites it."""
 
@@ -97,7 +107,8 @@ class _Lease:
         dead: dict[str, bytes] = {}
         while True:
             try:
-                self._write()
+                with _named(self._path):
+                    self._write()
                 others = {name: text for name, text in self._others().items() if dead.get(name) != text}
             except BaseException:
                 self._lower(self._name)

@@ -1,6 +1,7 @@
 """One job holds an output on a store without file locks: two at once, a killed one, one that stood still."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -138,6 +139,25 @@ def test_a_store_that_answers_late_is_asked_again(store, quick, monkeypatch):
             leases.require_held(f"{OUT}/part")
         fails[0] = 0
     assert flags(store) == []
+
+
+@pytest.mark.parametrize(
+    ("problem", "says"),
+    [
+        (
+            FileNotFoundError("The specified bucket does not exist"),
+            "out cannot be written (The specified bucket",
+        ),
+        (PermissionError("Access Denied"), "cannot reach memory://bucket/out from Python (Access Denied)"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_named(store, monkeypatch, problem, says):
+    def refuse(*_, **__):
+        raise problem
+
+    monkeypatch.setattr(type(store), "pipe_file", refuse)
+    with pytest.raises(InputError, match=re.escape(says)), exclusive(OUT):
+        pass
 
 
 SHARED = """
