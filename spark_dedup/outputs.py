@@ -15,14 +15,22 @@ from collections.abc import Iterable, Iterator
 from spark_dedup.errors import InputError
 from spark_dedup.leases import held_here, leased, require_held
 from spark_dedup.paths import Location, delete, exists, filesystem, is_local, move, normalise_path
+from spark_dedup.session import require_client
 
 __all__ = ["check_apart", "check_output", "exclusive", "publish", "staged"]
+
+_ONE_STORE = re.compile(r"^s3[an]?://")
 
 logger = logging.getLogger(__name__)
 
 
 def check_output(
-    output: Location, *, inputs: Iterable[str] = (), mode: str = "error", replaced: bool = True
+    output: Location,
+    *,
+    inputs: Iterable[str] = (),
+    mode: str = "error",
+    replaced: bool = True,
+    by_spark: bool = True,
 ) -> str:
     """Check that an output folder can be written, before any work.
 
@@ -31,18 +39,21 @@ def check_output(
         inputs: paths that are read.
         mode: ``"error"`` or ``"overwrite"``.
         replaced: whether the folder as a whole is put in the place of an old one, not only filled.
+        by_spark: whether Spark writes it, not only Python.
 
     Returns:
         The normalised output path.
 
     Raises:
         InputError: the output is an input, or lies inside one, or holds one; or it is a mount point, which nothing
-            replaces.
+            replaces; or Spark has no client for its store.
         FileExistsError: it exists and ``mode`` is ``"error"``, or it is a file.
         PermissionError: its folder cannot be written.
     """
     path = normalise_path(output)
     check_apart(path, inputs)
+    if by_spark:
+        require_client(path)
     if mode == "error" and exists(path):
         raise FileExistsError(f"output {path} exists: choose another folder or ask for overwriting")
     if is_local(path):
@@ -87,7 +98,7 @@ def check_apart(path: str, inputs: Iterable[str], *, may_hold: bool = False) -> 
 
 
 def _real(path: str) -> str:
-    return os.path.realpath(path) if is_local(path) else path
+    return os.path.realpath(path) if is_local(path) else _ONE_STORE.sub("s3://", path)
 
 
 @contextlib.contextmanager

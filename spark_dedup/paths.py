@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 import shutil
 from collections.abc import Mapping
@@ -47,7 +48,7 @@ def on_databricks() -> bool:
 
 
 def normalise_path(path: Location) -> str:
-    """Return a local path absolute and without ``file:``, ``dbfs:/`` as its mount, a remote path as it is.
+    """Return a local path absolute and without ``file:``, ``dbfs:/`` as its mount, a remote one as Hadoop reads it.
 
     Raises:
         InputError: ``scheme:/path``, which Spark takes and no other library here does.
@@ -59,12 +60,20 @@ def normalise_path(path: Location) -> str:
     elif text.startswith("dbfs:/") and os.path.isdir("/dbfs"):
         text = "/dbfs/" + text[len("dbfs:/") :].lstrip("/")
     elif "://" in text:
-        return text.rstrip("/")
+        return text.rstrip("/") if "::" in text else _as_hadoop(text)
     elif _SCHEME_ONLY.match(text) and not os.path.isdir(text.split("/", 1)[0]):
         scheme, _, rest = text.partition(":")
         instead = f"/Volumes{rest}, or mount /dbfs" if scheme == "dbfs" else f"{scheme}://HOST{rest}"
         raise InputError(f"{text} names no store that can be reached from here: write {instead}")
     return os.path.abspath(os.path.expanduser(text))
+
+
+def _as_hadoop(path: str) -> str:
+    """Return a remote path without the empty parts and dots that Hadoop takes out, and object stores do not."""
+    scheme, _, rest = path.partition("://")
+    host, slash, below = rest.partition("/")
+    below = posixpath.normpath(f"/{below}").lstrip("/")
+    return f"{scheme}://{host}{slash}{below}" if below else f"{scheme}://{host}"
 
 
 def spark_location(path: str) -> str:

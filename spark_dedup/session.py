@@ -15,7 +15,7 @@ from spark_dedup import runtime
 from spark_dedup.class_archive import archive_options
 from spark_dedup.errors import InputError
 from spark_dedup.java import java_options, joined, process_options
-from spark_dedup.paths import on_databricks
+from spark_dedup.paths import is_local, on_databricks
 from spark_dedup.settings import conf_of
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ __all__ = [
     "is_connect",
     "job_context",
     "require_checkpoints",
+    "require_client",
     "require_delta",
     "resolve_device",
     "s3_settings",
@@ -244,6 +245,37 @@ def require_delta(spark: SparkSession) -> None:
         f"this Spark session has no Delta: start it with --packages {coordinate} {wanted}, "
         "or use spark_dedup.build_session()"
     )
+
+
+def require_client(path: str) -> None:
+    """Check that the process's session can reach the store of a path at all, before work meets Java's own words.
+
+    A Spark Connect session is not asked: it tells no such thing.
+
+    Raises:
+        InputError: saying what to add.
+    """
+    if is_local(path) or "pyspark" not in sys.modules:
+        return
+    from pyspark import SparkContext
+
+    context = SparkContext._active_spark_context
+    if context is None or context._jsc is None or context._jvm is None:
+        return
+    hadoop, scheme = context._jvm.org.apache.hadoop, path.partition("://")[0]
+    try:
+        hadoop.fs.FileSystem.getFileSystemClass(scheme, context._jsc.hadoopConfiguration())
+    except Exception as error:  # py4j's own, whatever Java raised
+        if not re.search(r"UnsupportedFileSystemException|ClassNotFoundException", str(error)):
+            return
+        if scheme in ("s3", "s3a", "s3n"):
+            version = hadoop.util.VersionInfo.getVersion()
+            how = f"start it with --packages org.apache.hadoop:hadoop-aws:{version} and write s3a://"
+        else:
+            how = "start it with the Hadoop client of that store, as --packages"
+        raise InputError(
+            f"this Spark session has no client for {scheme}://, so it cannot reach {path}: {how}"
+        ) from error
 
 
 def require_checkpoints(spark: SparkSession) -> None:

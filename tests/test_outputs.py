@@ -45,6 +45,12 @@ def test_output_must_lie_apart_from_input(tmp_path, output, given, says):
     assert check_output(tmp_path / "in2", inputs=[str(tmp_path / "in")]) == str(tmp_path / "in2")
 
 
+@pytest.mark.parametrize("given", ["s3://b/in", "s3a://b//in/", "s3a://b/x/../in"])
+def test_one_place_on_s3_has_many_spellings(given):
+    with pytest.raises(InputError, match="equal to or inside the input"):
+        check_output("s3a://b/in/out", inputs=[given])
+
+
 def test_output_that_exists_is_a_file_or_lies_below_one(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "there").mkdir()
@@ -399,6 +405,10 @@ def test_marks_of_empty_folders_are_not_moved(store, monkeypatch):
         ("file:///data/a%20b", "/data/a b"),
         ("/data/a%20b", "/data/a%20b"),
         ("s3://bucket/x/", "s3://bucket/x"),
+        ("s3a://bucket//x/./y/../z%20 ü//", "s3a://bucket/x/z%20 ü"),
+        ("s3a://bucket/", "s3a://bucket"),
+        ("hdfs:///x//y", "hdfs:///x/y"),
+        ("abfss://c@account.dfs.core.windows.net/x//y", "abfss://c@account.dfs.core.windows.net/x/y"),
         ("/data/./y/../x", "/data/x"),
     ],
 )

@@ -4,9 +4,11 @@ import fsspec
 import pytest
 
 from spark_dedup import stores
+from spark_dedup.datasets import find_source
 from spark_dedup.errors import InputError
+from spark_dedup.outputs import check_output
 from spark_dedup.paths import exists, filesystem, make_folder
-from spark_dedup.session import s3_settings
+from spark_dedup.session import require_client, s3_settings
 from spark_dedup.workers import in_worker
 
 SIMPLE = "org.apache.hadoop.fs.s3a.SimpleAWSCredentialsProvider"
@@ -106,3 +108,16 @@ def test_no_bucket_is_made_on_the_way():
     fs = filesystem("memory://nobucket")[0]
     make_folder("memory://nobucket/out")
     assert not fs.exists("/nobucket")
+
+
+@pytest.mark.parametrize("path", ["s3a://b/x", "s3://b/x"])
+def test_a_session_without_the_stores_client_is_told_what_to_add(spark, path):
+    says = r"no client for s3a?://.* --packages org.apache.hadoop:hadoop-aws:\d+\.\d+\.\d+ and write s3a://"
+    with pytest.raises(InputError, match=says):
+        require_client(path)
+    with pytest.raises(InputError, match=says):
+        find_source(spark, path)
+    with pytest.raises(InputError, match=says):
+        check_output(f"{path}/out")
+    require_client("hdfs://host/x")
+    require_client("/data")

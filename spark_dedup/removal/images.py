@@ -121,7 +121,7 @@ class ImageDuplicatesRemovalStage:
         """
         from pyspark.sql import functions as F
 
-        check_output(output, inputs=_roots(folder))
+        check_output(output, inputs=_roots(folder), by_spark=False)
         found = list_files(folder, extensions=endings, ignore_case=True, by_spark=False)
         places = _places(found, _roots(folder))
         images = _frame(
@@ -166,7 +166,7 @@ class ImageDuplicatesRemovalStage:
         from pyspark.sql import functions as F
 
         require_checkpoints(spark)
-        check_output(output, inputs=_roots(shards))
+        check_output(output, inputs=_roots(shards), by_spark=False)
         found = list_files(shards, extensions=(".tar",), ignore_case=True, by_spark=False)
         places = _places(found, _roots(shards))
         listed, _ = self._listed(spark, "string")
