@@ -20,7 +20,7 @@ import time
 import uuid
 from collections.abc import Iterator
 
-from spark_dedup.errors import InputError, first_line
+from spark_dedup.errors import HeldError, InputError, first_line
 from spark_dedup.paths import filesystem, make_folder
 from spark_dedup.stores import named_refusal
 
@@ -43,7 +43,8 @@ def leased(path: str, *, patience_s: float = 0.0) -> Iterator[None]:
         patience_s: seconds to wait for a job that holds it and lives.
 
     Raises:
-        InputError: when another job holds it, or it cannot be written.
+        HeldError: when another job holds it.
+        InputError: when it cannot be written.
     """
     lease = _Lease(path)
     lease.take(patience_s)
@@ -177,7 +178,7 @@ class _Lease:
             Those that nobody holds.
 
         Raises:
-            InputError: one was rewritten, and the deadline is over.
+            HeldError: one was rewritten, and the deadline is over.
         """
         began, pause, told = time.monotonic(), 0.05, False
         while time.monotonic() - began < STALE_S:
@@ -186,7 +187,7 @@ class _Lease:
             now = self._others()
             if any(now.get(name, text) != text for name, text in seen.items()):
                 if time.monotonic() >= deadline:
-                    raise InputError(
+                    raise HeldError(
                         f"another job is writing {self._path}: wait for it or choose another output"
                     )
                 return {}

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import spark_dedup
-from spark_dedup.errors import InputError
+from spark_dedup.errors import HeldError, InputError
 from spark_dedup.ledger_tables import (
     DUPLICATE_COLUMNS,
     RUN_COLUMNS,
@@ -299,7 +299,7 @@ def _held(ledger: Ledger) -> Iterator[None]:
             try:
                 stack.enter_context(exclusive(f"{ledger.location}/runs"))
                 break
-            except InputError as error:
+            except HeldError as error:
                 if time.monotonic() > deadline:
                     raise _busy(ledger) from error
                 time.sleep(0.1)

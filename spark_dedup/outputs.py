@@ -12,10 +12,11 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 
-from spark_dedup.errors import InputError
+from spark_dedup.errors import HeldError, InputError
 from spark_dedup.leases import held_here, leased, require_held
 from spark_dedup.paths import Location, delete, exists, filesystem, is_local, move, normalise_path
 from spark_dedup.session import require_client
+from spark_dedup.stores import is_s3, named_refusal
 
 __all__ = ["check_apart", "check_output", "exclusive", "publish", "staged"]
 
@@ -56,7 +57,9 @@ def check_output(
         require_client(path)
     if mode == "error" and exists(path):
         raise FileExistsError(f"output {path} exists: choose another folder or ask for overwriting")
-    if is_local(path):
+    if is_s3(path):
+        _check_bucket(path)
+    elif is_local(path):
         if os.path.lexists(path) and not os.path.isdir(path):
             raise FileExistsError(f"output {path} is a file: choose a folder")
         if replaced and os.path.ismount(path):
@@ -66,6 +69,17 @@ def check_output(
         for folder in dict.fromkeys((path, os.path.dirname(path))):
             _check_writable(folder, path)
     return path
+
+
+def _check_bucket(path: str) -> None:
+    """Refuse a bucket that is not there, which otherwise looks like an output that does not exist yet."""
+    fs, inner = filesystem(path)
+    try:
+        with named_refusal(path):
+            fs.ls(inner, detail=False)
+    except FileNotFoundError as error:
+        if "specified bucket does not exist" in str(error):  # S3's words for NoSuchBucket
+            raise InputError(f"output {path}: no such bucket: make it, or choose another") from error
 
 
 def _check_writable(folder: str, path: str) -> None:
@@ -113,7 +127,8 @@ def exclusive(output: Location, *, patience_s: float = 0.0) -> Iterator[None]:
         patience_s: seconds to wait for a job that holds it.
 
     Raises:
-        InputError: when another job holds it.
+        HeldError: when another job holds it.
+        InputError: when its store cannot be written.
         PermissionError: when the folder of the output cannot be written.
     """
     path = normalise_path(output)
@@ -150,7 +165,7 @@ def _take_in_turn(lock: str, path: str, patience_s: float) -> int | None:
     while True:
         try:
             return _take(lock, path)
-        except InputError:
+        except HeldError:
             if time.monotonic() >= deadline:
                 raise
             time.sleep(0.02 + 0.08 * random.random())
@@ -189,7 +204,7 @@ def _take(lock: str, path: str) -> int | None:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(handle)
-            raise InputError(f"another job is writing {path}: wait for it or choose another output") from None
+            raise HeldError(f"another job is writing {path}: wait for it or choose another output") from None
         except OSError as error:
             os.close(handle)
             logger.warning("%s cannot be locked (%s): run only one job on it at a time", path, error.strerror)

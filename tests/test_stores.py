@@ -3,7 +3,7 @@
 import fsspec
 import pytest
 
-from spark_dedup import stores
+from spark_dedup import outputs, stores
 from spark_dedup.datasets import find_source
 from spark_dedup.errors import InputError
 from spark_dedup.outputs import check_output
@@ -101,6 +101,22 @@ def test_a_store_that_lets_nobody_in_is_named_in_one_line():
         InputError, match=r"^cannot reach refusing://b/x from Python \(Forbidden\): set .*FSSPEC"
     ):
         exists("refusing://b/x")
+
+
+def test_an_output_in_a_bucket_that_is_not_there_is_refused(monkeypatch):
+    fs = fsspec.filesystem("memory")
+
+    def ask(*_, **__):
+        raise FileNotFoundError(answer)
+
+    monkeypatch.setattr(outputs, "filesystem", lambda path: (fs, path))
+    monkeypatch.setattr(outputs, "exists", lambda path: False)
+    monkeypatch.setattr(type(fs), "ls", ask)
+    answer = "b/out"
+    assert check_output("s3a://b/out", by_spark=False) == "s3a://b/out"
+    answer = "The specified bucket does not exist"
+    with pytest.raises(InputError, match="output s3a://b/out: no such bucket"):
+        check_output("s3a://b/out", by_spark=False)
 
 
 def test_no_bucket_is_made_on_the_way():

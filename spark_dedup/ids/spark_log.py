@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from spark_dedup.errors import InputError
+from spark_dedup.errors import HeldError
 from spark_dedup.ids.batches import Batch
 from spark_dedup.ids.rows import COLUMNS, LOOKUP, TABLE_SETTINGS, Entry, as_frame, check_layout, rows_of
 from spark_dedup.ids.turns import TURN_FILE
@@ -125,7 +125,7 @@ class SparkLog:
             if self._folder is not None and exists(f"{self._folder}/_delta_log"):
                 try:
                     held.enter_context(exclusive(f"{self._folder}/_commit", patience_s=HOLD_PATIENCE_S))
-                except InputError:
+                except HeldError:
                     return None
             if not self._insert(batches, keys, token):
                 return None
