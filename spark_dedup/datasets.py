@@ -52,7 +52,7 @@ def find_source(spark: SparkSession, source: Named, *, filetype: str = "parquet"
         InputError: for an unsupported filetype, several Delta paths, or none where Delta was said.
         MissingInputError: for a path or table that does not exist.
     """
-    from spark_dedup.session import require_delta
+    from spark_dedup.session import require_client, require_delta
 
     if filetype not in (*EXTENSIONS, "delta"):
         raise InputError(f"unsupported filetype {filetype!r}: use {', '.join(EXTENSIONS)} or delta")
@@ -72,6 +72,7 @@ def find_source(spark: SparkSession, source: Named, *, filetype: str = "parquet"
         )
     paths = _outermost([normalise_path(path) for path in given])
     for path in paths:
+        require_client(path)
         if not exists(path):
             raise MissingInputError(f"no such path: {path}")
     delta = [path for path in paths if exists(f"{path}/_delta_log")]

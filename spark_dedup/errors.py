@@ -4,11 +4,15 @@ import contextlib
 import re
 from collections.abc import Iterator
 
-__all__ = ["InputError", "MissingInputError", "first_line", "named_errors"]
+__all__ = ["HeldError", "InputError", "MissingInputError", "first_line", "named_errors"]
 
 
 class InputError(ValueError):
     """Input or settings that cannot be worked with; the message is one line a user can act on."""
+
+
+class HeldError(InputError):
+    """An output that another job is writing."""
 
 
 class MissingInputError(InputError, FileNotFoundError):

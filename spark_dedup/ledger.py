@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import spark_dedup
-from spark_dedup.errors import InputError
+from spark_dedup.errors import HeldError, InputError
 from spark_dedup.ledger_tables import (
     DUPLICATE_COLUMNS,
     RUN_COLUMNS,
@@ -34,6 +34,7 @@ from spark_dedup.outputs import check_output, exclusive
 from spark_dedup.paths import normalise_path
 from spark_dedup.rules import check_survivors
 from spark_dedup.session import require_delta
+from spark_dedup.stores import is_s3
 from spark_dedup.tables import LEDGER_COLUMNS, col, require_columns
 
 if TYPE_CHECKING:
@@ -288,17 +289,17 @@ def _id_type(kind: str) -> str:
 
 @contextmanager
 def _held(ledger: Ledger) -> Iterator[None]:
-    """Hold a ledger in a folder of this machine, waiting for the job that does.
+    """Hold a ledger in a folder of this machine or on S3, waiting for the job that does.
 
-    On a local disk Delta settles conflicts inside one JVM only: two would replace each other's commits.
+    There Delta settles conflicts inside one JVM only: two would replace each other's commits.
     """
     deadline = time.monotonic() + PATIENCE_S
     with ExitStack() as stack:
-        while os.path.isabs(ledger.location):
+        while os.path.isabs(ledger.location) or is_s3(ledger.location):
             try:
                 stack.enter_context(exclusive(f"{ledger.location}/runs"))
                 break
-            except InputError as error:
+            except HeldError as error:
                 if time.monotonic() > deadline:
                     raise _busy(ledger) from error
                 time.sleep(0.1)

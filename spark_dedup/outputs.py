@@ -12,7 +12,8 @@ import stat
 import time
 from collections.abc import Iterable, Iterator
 
-from spark_dedup.errors import InputError
+from spark_dedup.errors import HeldError, InputError
+from spark_dedup.leases import held_here, leased, require_held
 from spark_dedup.paths import (
     Location,
     aside_of,
@@ -23,14 +24,23 @@ from spark_dedup.paths import (
     move,
     normalise_path,
 )
+from spark_dedup.session import require_client
+from spark_dedup.stores import is_s3, named_refusal
 
 __all__ = ["check_apart", "check_output", "clear_killed", "exclusive", "publish", "staged"]
+
+_ONE_STORE = re.compile(r"^s3[an]?://")
 
 logger = logging.getLogger(__name__)
 
 
 def check_output(
-    output: Location, *, inputs: Iterable[str] = (), mode: str = "error", replaced: bool = True
+    output: Location,
+    *,
+    inputs: Iterable[str] = (),
+    mode: str = "error",
+    replaced: bool = True,
+    by_spark: bool = True,
 ) -> str:
     """Check that an output folder can be written, before any work.
 
@@ -39,21 +49,26 @@ def check_output(
         inputs: paths that are read.
         mode: ``"error"`` or ``"overwrite"``.
         replaced: whether the folder as a whole is put in the place of an old one, not only filled.
+        by_spark: whether Spark writes it, not only Python.
 
     Returns:
         The normalised output path.
 
     Raises:
         InputError: the output is an input, or lies inside one, or holds one; or it is a mount point, which nothing
-            replaces.
+            replaces; or Spark has no client for its store.
         FileExistsError: it exists and ``mode`` is ``"error"``, or it is a file.
         PermissionError: its folder cannot be written.
     """
     path = normalise_path(output)
     check_apart(path, inputs)
+    if by_spark:
+        require_client(path)
     if mode == "error" and exists(path):
         raise FileExistsError(f"output {path} exists: choose another folder or ask for overwriting")
-    if is_local(path):
+    if is_s3(path):
+        _check_bucket(path)
+    elif is_local(path):
         if os.path.lexists(path) and not os.path.isdir(path):
             raise FileExistsError(f"output {path} is a file: choose a folder")
         if replaced and os.path.ismount(path):
@@ -63,6 +78,17 @@ def check_output(
         for folder in dict.fromkeys((path, os.path.dirname(path))):
             _check_writable(folder, path)
     return path
+
+
+def _check_bucket(path: str) -> None:
+    """Refuse a bucket that is not there, which otherwise looks like an output that does not exist yet."""
+    fs, inner = filesystem(path)
+    try:
+        with named_refusal(path):
+            fs.ls(inner, detail=False)
+    except FileNotFoundError as error:
+        if "specified bucket does not exist" in str(error):  # S3's words for NoSuchBucket
+            raise InputError(f"output {path}: no such bucket: make it, or choose another") from error
 
 
 def _check_writable(folder: str, path: str) -> None:
@@ -95,27 +121,29 @@ def check_apart(path: str, inputs: Iterable[str], *, may_hold: bool = False) -> 
 
 
 def _real(path: str) -> str:
-    return os.path.realpath(path) if is_local(path) else path
+    return os.path.realpath(path) if is_local(path) else _ONE_STORE.sub("s3://", path)
 
 
 @contextlib.contextmanager
 def exclusive(output: Location, *, patience_s: float = 0.0) -> Iterator[None]:
     """Hold an output folder for one job; the hold ends with the process, however it ends.
 
-    Stores without file locks are not held: there a job that is not to overwrite looks again before it publishes.
-    Parent folders that are made for the lock go again when the job leaves nothing in them.
+    On a store without file locks it is a lease, which a killed job keeps for a minute more. Parent folders that are
+    made for the lock go again when the job leaves nothing in them.
 
     Args:
         output: the folder; it need not exist.
         patience_s: seconds to wait for a job that holds it.
 
     Raises:
-        InputError: when another job holds it.
+        HeldError: when another job holds it.
+        InputError: when its store cannot be written.
         PermissionError: when the folder of the output cannot be written.
     """
     path = normalise_path(output)
     if not is_local(path):
-        yield
+        with leased(path, patience_s=patience_s):
+            yield
         return
     made = _missing_folders(os.path.dirname(path))
     lock = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.lock")
@@ -146,7 +174,7 @@ def _take_in_turn(lock: str, path: str, patience_s: float) -> int | None:
     while True:
         try:
             return _take(lock, path)
-        except InputError:
+        except HeldError:
             if time.monotonic() >= deadline:
                 raise
             time.sleep(0.02 + 0.08 * random.random())
@@ -185,7 +213,7 @@ def _take(lock: str, path: str) -> int | None:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(handle)
-            raise InputError(f"another job is writing {path}: wait for it or choose another output") from None
+            raise HeldError(f"another job is writing {path}: wait for it or choose another output") from None
         except OSError as error:
             os.close(handle)
             logger.warning("%s cannot be locked (%s): run only one job on it at a time", path, error.strerror)
@@ -238,11 +266,12 @@ def staged(final: Location, *, mode: str = "error") -> Iterator[str]:
 def clear_killed(path: str, mode: str = "error") -> None:
     """Clear what killed runs left beside an output that is held, and put back an old result that they moved away.
 
-    On a store without locks a new result there may be a running job's: only old results are touched.
+    On a store where this process holds nothing, a new result may be a running job's: only old ones are touched.
     """
     parent, name = path.rsplit("/", 1)
     left = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{12}}\.tmp(?P<rest>\.old|\.located|\.clone)?")
-    for entry in _names(parent):
+    entries = _names(parent)
+    for entry in entries:
         found = left.fullmatch(entry)
         if found is None:
             continue
@@ -254,13 +283,15 @@ def clear_killed(path: str, mode: str = "error") -> None:
             delete(beside)
         elif found["rest"] == ".old":
             _settle(beside, path, mode)
+        elif held_here(path) and f"{entry}.old" not in entries:
+            delete(beside)
 
 
 def _settle(old: str, path: str, mode: str) -> None:
     """Delete an old result, or put it back, on a store that moves file by file: its run may have died at any."""
     if not exists(old.removesuffix(".old")):
         delete(old)  # the new one stands
-    elif mode == "overwrite":  # else the new result may be moving in now, and is not ours to replace
+    elif mode == "overwrite" or held_here(path):  # else the new result may be moving in now, by a running job
         fs, inner = filesystem(old)
         place = filesystem(path)[1]
         if all(fs.exists(place + file[len(inner) :]) for file in fs.find(inner)):
@@ -268,6 +299,8 @@ def _settle(old: str, path: str, mode: str) -> None:
         else:
             delete(path)
             move(old, path)
+        if held_here(path):
+            delete(old.removesuffix(".old"))
 
 
 def _names(folder: str) -> list[str]:
@@ -290,8 +323,10 @@ def publish(aside: str, path: str, *, mode: str = "error") -> None:
     """Move a finished folder to its place; after an error, what was there before is there again.
 
     Raises:
+        RuntimeError: the hold of the output was lost meanwhile.
         FileExistsError: when something is there and ``mode`` is ``"error"``.
     """
+    require_held(path)
     if mode == "error":
         _refuse_existing(path)
         _place(aside, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import posixpath
 import re
 import shutil
 import uuid
@@ -23,7 +24,9 @@ __all__ = [
     "delete",
     "exists",
     "filesystem",
+    "has_folders",
     "is_local",
+    "make_folder",
     "move",
     "normalise_path",
     "on_databricks",
@@ -33,6 +36,8 @@ __all__ = [
 ]
 
 Location = str | PathLike[str]
+_FOLDERLESS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "memory")
+"""Schemes of stores where fsspec, asked for a folder, makes nothing, or a bucket that someone misspelt."""
 _SCHEME_ONLY = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
 
 
@@ -47,7 +52,7 @@ def on_databricks() -> bool:
 
 
 def normalise_path(path: Location) -> str:
-    """Return a local path absolute and without ``file:``, ``dbfs:/`` as its mount, a remote path as it is.
+    """Return a local path absolute and without ``file:``, ``dbfs:/`` as its mount, a remote one as Hadoop reads it.
 
     Raises:
         InputError: ``scheme:/path``, which Spark takes and no other library here does.
@@ -59,12 +64,20 @@ def normalise_path(path: Location) -> str:
     elif text.startswith("dbfs:/") and os.path.isdir("/dbfs"):
         text = "/dbfs/" + text[len("dbfs:/") :].lstrip("/")
     elif "://" in text:
-        return text.rstrip("/")
+        return text.rstrip("/") if "::" in text else _as_hadoop(text)
     elif _SCHEME_ONLY.match(text) and not os.path.isdir(text.split("/", 1)[0]):
         scheme, _, rest = text.partition(":")
         instead = f"/Volumes{rest}, or mount /dbfs" if scheme == "dbfs" else f"{scheme}://HOST{rest}"
         raise InputError(f"{text} names no store that can be reached from here: write {instead}")
     return os.path.abspath(os.path.expanduser(text))
+
+
+def _as_hadoop(path: str) -> str:
+    """Return a remote path without the empty parts and dots that Hadoop takes out, and object stores do not."""
+    scheme, _, rest = path.partition("://")
+    host, slash, below = rest.partition("/")
+    below = posixpath.normpath(f"/{below}").lstrip("/")
+    return f"{scheme}://{host}{slash}{below}" if below else f"{scheme}://{host}"
 
 
 def spark_location(path: str) -> str:
@@ -89,22 +102,43 @@ def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """
     import fsspec
 
+    from spark_dedup.stores import store_options
+
     if is_local(path):  # url_to_fs would take "::" in a name for a chain of stores
         return fsspec.filesystem("file"), normalise_path(path)
     try:
-        found: tuple[fsspec.AbstractFileSystem, str] = fsspec.core.url_to_fs(path)
+        found: tuple[fsspec.AbstractFileSystem, str] = fsspec.core.url_to_fs(path, **store_options(path))
     except (ImportError, ValueError) as error:
         raise InputError(f"cannot reach {path}: {error}") from error
     return found
 
 
 def exists(path: str) -> bool:
-    """Return whether a path exists on its store."""
+    """Return whether a path exists on its store.
+
+    Raises:
+        InputError: the store cannot be asked from Python.
+    """
     if is_local(path):
         return os.path.exists(path)
+    from spark_dedup.stores import named_refusal
+
     fs, inner = filesystem(path)
-    fs.invalidate_cache()  # Spark and other processes write there too
-    return bool(fs.exists(inner))
+    with named_refusal(path):
+        fs.invalidate_cache()  # Spark and other processes write there too
+        return bool(fs.exists(inner))
+
+
+def has_folders(path: str) -> bool:
+    """Return whether a path's store has folders to be made; in others a file's name makes them."""
+    return urlsplit(path).scheme not in _FOLDERLESS
+
+
+def make_folder(path: str) -> None:
+    """Make a folder, where the store has such a thing without files in it."""
+    if has_folders(path):
+        fs, inner = filesystem(path)
+        fs.makedirs(inner, exist_ok=True)
 
 
 def move(source: str, target: str) -> None:
@@ -127,7 +161,8 @@ def move(source: str, target: str) -> None:
     fs.invalidate_cache()
     if fs.exists(place):
         raise FileExistsError(f"{target} exists")
-    copies = {file: place + file[len(inner) :] for file in fs.find(inner)}
+    # Spark marks an empty folder by an empty object of its name and a slash, which cannot be copied.
+    copies = {file: place + file[len(inner) :] for file in fs.find(inner) if not file.endswith("/")}
     try:
         if type(fs).mv is not AbstractFileSystem.mv or not copies:
             fs.mv(inner, place, recursive=True)
@@ -161,7 +196,8 @@ def write_whole(path: str, data: bytes) -> None:
     What stands there and is no plain file, such as a link or ``/dev/stdout``, is written to as it is.
     """
     fs, inner = filesystem(path)
-    fs.makedirs(fs._parent(inner), exist_ok=True)
+    if has_folders(path):
+        fs.makedirs(fs._parent(inner), exist_ok=True)
     special = (
         is_local(path) and os.path.lexists(inner) and (os.path.islink(inner) or not os.path.isfile(inner))
     )

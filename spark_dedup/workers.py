@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 from zipimport import zipimporter
 
+from spark_dedup.stores import adopt, spark_settings
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -16,10 +18,12 @@ BatchFunction = Callable[[Iterable["pa.RecordBatch"]], Iterator["pa.RecordBatch"
 
 
 def in_worker(work: BatchFunction) -> BatchFunction:
-    """Wrap a function for ``mapInArrow``."""
+    """Wrap a function for ``mapInArrow``; its task reaches the stores that this process does."""
+    settings = dict(spark_settings())
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         _forget_archives()
+        adopt(settings)
         yield from work(batches)
 
     return run

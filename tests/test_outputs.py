@@ -45,6 +45,12 @@ def test_output_must_lie_apart_from_input(tmp_path, output, given, says):
     assert check_output(tmp_path / "in2", inputs=[str(tmp_path / "in")]) == str(tmp_path / "in2")
 
 
+@pytest.mark.parametrize("given", ["s3://b/in", "s3a://b//in/", "s3a://b/x/../in"])
+def test_one_place_on_s3_has_many_spellings(given):
+    with pytest.raises(InputError, match="equal to or inside the input"):
+        check_output("s3a://b/in/out", inputs=[given])
+
+
 def test_output_that_exists_is_a_file_or_lies_below_one(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "there").mkdir()
@@ -406,13 +412,47 @@ def test_a_store_where_a_run_was_killed_while_publishing(store, left, mode, then
 
 
 def test_a_new_result_on_a_store_is_not_taken_for_a_killed_runs(store):
-    """It has no locks, so that may be a job at work, even one that publishes now."""
+    """Without a hold, that may be a job at work, even one that publishes now."""
     left = {f"{KILLED}/b": b"new", f"{KILLED}.old/a": b"old", "out/a": b"new"}
     for path, text in left.items():
         store.pipe_file(f"/bucket/{path}", text)
     with pytest.raises(FileExistsError), staged("memory://bucket/out"):
         pytest.fail("an output that exists is refused before work")
     assert stored(store) == left
+
+
+@pytest.mark.parametrize("mode", ["error", "overwrite"])
+def test_a_job_that_holds_its_output_clears_what_killed_ones_left(store, mode):
+    other = KILLED.replace("0", "f")
+    for path in (f"{KILLED}/b", f"{KILLED}.clone/b", f"{other}/b"):
+        store.pipe_file(f"/bucket/{path}", b"new")
+    store.pipe_file(f"/bucket/{other}.old/a", b"old")
+    store.pipe_file("/bucket/out/b", b"new")
+    problem = FileExistsError if mode == "error" else RuntimeError
+    with exclusive("memory://bucket/out"), pytest.raises(problem), staged("memory://bucket/out", mode=mode):
+        raise RuntimeError
+    assert stored(store) == {"out/a": b"old"}
+
+
+def test_marks_of_empty_folders_are_not_moved(store, monkeypatch):
+    """Spark's S3 client makes an object ``_staged_commits/`` in a Delta log, which no copy can name."""
+    fill(store, "/bucket/aside", "a")
+    mark = "/bucket/aside/_delta_log/_staged_commits/"
+    find, copy, marks = type(store).find, type(store).copy, [mark]  # deleting does not meet it again
+    monkeypatch.setattr(
+        type(store),
+        "find",
+        lambda self, path, **kw: [*find(self, path, **kw), *(marks.pop() for _ in marks[:])],
+    )
+
+    def refuse(self, source, target, **options):
+        assert mark not in source
+        return copy(self, source, target, **options)
+
+    monkeypatch.setattr(type(store), "copy", refuse)
+    publish("memory://bucket/aside", "memory://bucket/out")
+    monkeypatch.undo()
+    assert stored(store) == {"out/a": b"new"}
 
 
 @pytest.mark.parametrize(
@@ -422,6 +462,10 @@ def test_a_new_result_on_a_store_is_not_taken_for_a_killed_runs(store):
         ("file:///data/a%20b", "/data/a b"),
         ("/data/a%20b", "/data/a%20b"),
         ("s3://bucket/x/", "s3://bucket/x"),
+        ("s3a://bucket//x/./y/../z%20 ü//", "s3a://bucket/x/z%20 ü"),
+        ("s3a://bucket/", "s3a://bucket"),
+        ("hdfs:///x//y", "hdfs:///x/y"),
+        ("abfss://c@account.dfs.core.windows.net/x//y", "abfss://c@account.dfs.core.windows.net/x/y"),
         ("/data/./y/../x", "/data/x"),
     ],
 )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from spark_dedup.errors import InputError
 from spark_dedup.ids.batches import BatchIds, Files, as_batches, as_count, stale_error
-from spark_dedup.paths import filesystem, is_local, normalise_path, write_whole
+from spark_dedup.paths import filesystem, has_folders, normalise_path, write_whole
 
 if TYPE_CHECKING:
     import fsspec
@@ -103,7 +103,8 @@ def write_state(
 
     fs, name = _reached(path, storage_options)
     if not isinstance(fs, LocalFileSystem):
-        fs.makedirs(fs._parent(name), exist_ok=True)
+        if has_folders(normalise_path(path)):
+            fs.makedirs(fs._parent(name), exist_ok=True)
         with fs.open(name, "w", encoding="utf-8") as file:
             json.dump(state, file)
         return
@@ -138,9 +139,9 @@ def _reached(
     import fsspec
 
     where = normalise_path(path)
-    if not storage_options and is_local(where):  # url_to_fs takes "::" in a name for a chain of stores
+    if not storage_options:
         return filesystem(where)
-    found: tuple[fsspec.AbstractFileSystem, str] = fsspec.core.url_to_fs(where, **(storage_options or {}))
+    found: tuple[fsspec.AbstractFileSystem, str] = fsspec.core.url_to_fs(where, **storage_options)
     return found
 
 

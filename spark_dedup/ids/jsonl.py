@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from spark_dedup.errors import InputError
 from spark_dedup.ids.splits import Split
+from spark_dedup.stores import store_options
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
@@ -179,7 +180,7 @@ def _line_number(path: str, record: int) -> int | None:
     import fsspec
 
     try:
-        with fsspec.open(path, "rb", compression="infer") as file:
+        with fsspec.open(path, "rb", compression="infer", **store_options(path)) as file:
             for number, line in enumerate(_lines(file), start=1):
                 if line.strip(b" \t\r\n"):
                     if record == 0:

@@ -30,6 +30,7 @@ from spark_dedup.names import is_table_name
 from spark_dedup.paths import exists, is_local, normalise_path, spark_location
 from spark_dedup.session import is_connect
 from spark_dedup.settings import conf_of
+from spark_dedup.stores import is_s3
 from spark_dedup.tables import quote
 
 if TYPE_CHECKING:
@@ -275,7 +276,7 @@ def _open_log(
     path = normalise_path(location)
     if storage_options is not None or _delta_rs_reaches(spark, location, path):
         return DeltaLog(path, initial=initial, storage_options=storage_options)
-    folder = path if is_local(path) and not path.startswith(MOUNTS) else None
+    folder = path if (is_local(path) and not path.startswith(MOUNTS)) or is_s3(path) else None
     return SparkLog(
         _needed(spark), f"delta.{quote(spark_location(path))}", path, initial=initial, folder=folder
     )

@@ -2,12 +2,11 @@
 
 Ids are given out by one ``INSERT … SELECT`` that reads the maximum and writes in the same statement. Delta's
 optimistic commit then refuses it when another writer was first; reading the maximum beforehand would overlap.
-On a local disk Delta refuses inside one JVM only, so there the table is held while it is written.
+On a local disk and on S3 Delta refuses inside one JVM only, so there the table is held while it is written.
 """
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -16,12 +15,12 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from spark_dedup.errors import InputError, first_line
+from spark_dedup.errors import HeldError, InputError, first_line
 from spark_dedup.ids.batches import Batch
 from spark_dedup.ids.rows import COLUMNS, LOOKUP, TABLE_SETTINGS, Entry, as_frame, check_layout, rows_of
 from spark_dedup.ids.turns import TURN_FILE
 from spark_dedup.outputs import exclusive
-from spark_dedup.paths import exists, spark_location
+from spark_dedup.paths import exists, is_local, spark_location
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -42,14 +41,14 @@ class SparkLog:
         table: the table in SQL: a quoted name, or ``delta.`path```.
         location: the table in messages.
         initial: rows of the first version of a table that is created.
-        folder: the table's folder, where it lies on this machine's disks.
+        folder: the table's folder, where it lies on this machine's disks or on S3.
     """
 
     def __init__(
         self, spark: SparkSession, table: str, location: str, *, initial: pa.Table, folder: str | None = None
     ) -> None:
         self.location = location
-        self.lock_file = Path(folder) / TURN_FILE if folder else None
+        self.lock_file = Path(folder) / TURN_FILE if folder and is_local(folder) else None
         self._folder = folder
         self.created = False
         self._spark = spark
@@ -137,10 +136,10 @@ class SparkLog:
         """
         with ExitStack() as held:
             # The folder may be another machine's, or lie on HDFS: then Delta's own commits are safe.
-            if self._folder is not None and os.path.isdir(f"{self._folder}/_delta_log"):
+            if self._folder is not None and exists(f"{self._folder}/_delta_log"):
                 try:
                     held.enter_context(exclusive(f"{self._folder}/_commit", patience_s=HOLD_PATIENCE_S))
-                except InputError:
+                except HeldError:
                     return None
             if not self._insert(batches, keys, token):
                 return None

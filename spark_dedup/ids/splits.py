@@ -24,7 +24,7 @@ from spark_dedup.ids.batches import named_few, stale_error
 from spark_dedup.ids.files import FileRange, path_of
 from spark_dedup.ids.rows import as_frame
 from spark_dedup.names import is_table_name
-from spark_dedup.paths import filesystem, spark_path
+from spark_dedup.paths import filesystem, make_folder, spark_path
 from spark_dedup.settings import conf_of
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def small_table(spark: SparkSession, rows: pa.Table, near: str | None) -> DataFr
     fs, folder = filesystem(near)
     name = f"_splits/{hashlib.sha256(content).hexdigest()[:32]}.parquet"
     if not fs.exists(f"{folder}/{name}"):
-        fs.makedirs(f"{folder}/_splits", exist_ok=True)
+        make_folder(f"{near}/_splits")
         aside = f"{folder}/_splits/.{uuid.uuid4().hex}"
         fs.pipe_file(aside, content)
         fs.mv(aside, f"{folder}/{name}")

@@ -18,7 +18,7 @@ from spark_dedup.datasets import read_dataset
 from spark_dedup.errors import InputError
 from spark_dedup.listing import FileInfo, Named, list_files
 from spark_dedup.outputs import check_output, exclusive, staged
-from spark_dedup.paths import Location, filesystem, is_local, normalise_path
+from spark_dedup.paths import Location, filesystem, is_local, make_folder, normalise_path
 from spark_dedup.removal.shards import copy_without, sample_keys
 from spark_dedup.session import is_connect, require_checkpoints
 from spark_dedup.tables import col, require_columns
@@ -121,7 +121,7 @@ class ImageDuplicatesRemovalStage:
         """
         from pyspark.sql import functions as F
 
-        check_output(output, inputs=_roots(folder))
+        check_output(output, inputs=_roots(folder), by_spark=False)
         found = list_files(folder, extensions=endings, ignore_case=True, by_spark=False)
         places = _places(found, _roots(folder))
         images = _frame(
@@ -132,7 +132,7 @@ class ImageDuplicatesRemovalStage:
         listed, _ = self._listed(spark, "string")
         kept = images.join(F.broadcast(listed), F.col("id") == F.col(_LISTED), "left_anti")
         with exclusive(output), staged(output) as aside:
-            _make_folder(aside)
+            make_folder(aside)
 
             def copy(batches: Batches) -> Iterator[pa.RecordBatch]:
                 for batch in batches:
@@ -166,7 +166,7 @@ class ImageDuplicatesRemovalStage:
         from pyspark.sql import functions as F
 
         require_checkpoints(spark)
-        check_output(output, inputs=_roots(shards))
+        check_output(output, inputs=_roots(shards), by_spark=False)
         found = list_files(shards, extensions=(".tar",), ignore_case=True, by_spark=False)
         places = _places(found, _roots(shards))
         listed, _ = self._listed(spark, "string")
@@ -184,7 +184,7 @@ class ImageDuplicatesRemovalStage:
         by_shard = gone.groupBy("path").agg(F.collect_set("key").alias("keys"))
         tasks = work.join(by_shard, "path", "left")
         with exclusive(output), staged(output) as aside:
-            _make_folder(aside)
+            make_folder(aside)
 
             def rewrite(batches: Batches) -> Iterator[pa.RecordBatch]:
                 for batch in batches:
@@ -270,11 +270,6 @@ def _roots(named: Named) -> list[str]:
     return [normalise_path(path) for path in ([named] if isinstance(named, str | os.PathLike) else named)]
 
 
-def _make_folder(path: str) -> None:
-    fs, inner = filesystem(path)
-    fs.makedirs(inner, exist_ok=True)
-
-
 def _places(files: Sequence[FileInfo], roots: Sequence[str]) -> list[str]:
     """Return where each file goes below the output: its path below what was named."""
     places = []
@@ -329,7 +324,8 @@ def _pair(source: str, folder: str, place: str) -> Iterator[tuple[IO[bytes], IO[
         # A task that a failed job left running must not bring back what was cleared.
         raise FileNotFoundError(f"{folder} is gone, as its job ended, or lies on another machine")
     fs, inner = filesystem(source)
-    to, name = filesystem(f"{folder}/{place}")
-    to.makedirs(name.rsplit("/", 1)[0], exist_ok=True)
+    target = f"{folder}/{place}"
+    to, name = filesystem(target)
+    make_folder(target.rsplit("/", 1)[0])
     with fs.open(inner, "rb") as reader, to.open(name, "wb") as writer:
         yield reader, writer

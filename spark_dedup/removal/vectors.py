@@ -26,7 +26,7 @@ from spark_dedup.datasets import Source, partition_root, partition_values
 from spark_dedup.footers import parquet_footers
 from spark_dedup.ids.files import FileRange, path_of
 from spark_dedup.listing import FileInfo
-from spark_dedup.paths import filesystem
+from spark_dedup.paths import filesystem, make_folder
 from spark_dedup.tables import col, hidden_metadata
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def clone_files(
     """
     rows = {file.path: footer.num_rows for file, footer in zip(files, parquet_footers(files), strict=True)}
     fs, inner = filesystem(target)
-    fs.makedirs(f"{inner}/_delta_log", exist_ok=True)
+    make_folder(f"{target}/_delta_log")
     vectors = _write_vectors(fs, inner, ((path_of(uri, rows) or uri, places) for uri, places in hidden))
     for path, vector in vectors.items():
         if vector["cardinality"] > rows.get(path, 0):

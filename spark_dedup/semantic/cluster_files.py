@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from spark_dedup.errors import InputError, named_errors
-from spark_dedup.paths import delete, filesystem, is_local
+from spark_dedup.paths import delete, filesystem, is_local, make_folder
 from spark_dedup.semantic.assign import CENTROID_COL
 from spark_dedup.semantic.cluster_reading import files_below
 from spark_dedup.semantic.embeddings import as_lists
@@ -93,8 +93,7 @@ def write_clusters(
         arrays = [pa.array(values, kind) for values, kind in zip(columns, kinds, strict=True)]
         yield pa.RecordBatch.from_arrays(arrays, ["centroid", "path", "rows"])
 
-    fs, inner = filesystem(folder)
-    fs.makedirs(inner, exist_ok=True)
+    make_folder(folder)
     # Plain names inside: mapInArrow looks its columns up by unquoted names.
     plain = laid_out.toDF(*(f"c{i}" for i in range(len(schema))))
     with named_errors():

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from spark_dedup.listing import FileInfo
-from spark_dedup.paths import Location, delete, exists, filesystem, normalise_path
+from spark_dedup.paths import Location, delete, exists, filesystem, make_folder, normalise_path
 
 __all__ = ["Steps", "fingerprint", "refuse_finished", "steps_of"]
 
@@ -211,7 +211,7 @@ class Steps:
 
     def _put(self, record: Mapping[str, Any]) -> None:
         fs, inner = filesystem(self._path)
-        fs.makedirs(inner.rsplit("/", 1)[0], exist_ok=True)
+        make_folder(self._path.rsplit("/", 1)[0])
         try:
             fs.pipe_file(f"{inner}.tmp", json.dumps(record, indent=1).encode())
             fs.mv(f"{inner}.tmp", inner)

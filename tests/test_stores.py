@@ -1,0 +1,139 @@
+"""What Spark is told of S3 is told to Python, and a store that lets nobody in is named."""
+
+import fsspec
+import pytest
+
+from spark_dedup import outputs, stores
+from spark_dedup.datasets import find_source
+from spark_dedup.errors import InputError
+from spark_dedup.outputs import check_output
+from spark_dedup.paths import exists, filesystem, make_folder
+from spark_dedup.session import require_client, s3_settings
+from spark_dedup.workers import in_worker
+
+SIMPLE = "org.apache.hadoop.fs.s3a.SimpleAWSCredentialsProvider"
+KEYS = {"access.key": "K", "secret.key": "S"}
+
+
+@pytest.mark.parametrize(
+    ("told", "options"),
+    [
+        ({}, {}),
+        (KEYS, {"key": "K", "secret": "S"}),
+        ({**KEYS, "session.token": "T"}, {"key": "K", "secret": "S", "token": "T"}),
+        ({**KEYS, "bucket.b.access.key": "own"}, {"key": "own", "secret": "S"}),
+        ({**KEYS, "bucket.other.access.key": "own"}, {"key": "K", "secret": "S"}),
+        ({"access.key": "K"}, {}),
+        ({**KEYS, "aws.credentials.provider": SIMPLE}, {"key": "K", "secret": "S"}),
+        ({**KEYS, "aws.credentials.provider": "com.amazonaws.auth.InstanceProfileCredentialsProvider"}, {}),
+        (
+            {"aws.credentials.provider": "org.apache.hadoop.fs.s3a.AnonymousAWSCredentialsProvider"},
+            {"anon": True},
+        ),
+        ({"endpoint": "http://host:9000"}, {"client_kwargs": {"endpoint_url": "http://host:9000"}}),
+        ({"endpoint": "host:9000"}, {"client_kwargs": {"endpoint_url": "https://host:9000"}}),
+        (
+            {"endpoint": "host:9000", "connection.ssl.enabled": "false"},
+            {"client_kwargs": {"endpoint_url": "http://host:9000"}},
+        ),
+        # AWS's own endpoints say no more than the region, and signing needs that.
+        ({"endpoint": "s3.amazonaws.com"}, {}),
+        ({"endpoint": "s3.eu-west-1.amazonaws.com"}, {"client_kwargs": {"region_name": "eu-west-1"}}),
+        ({"endpoint.region": "eu-west-3"}, {"client_kwargs": {"region_name": "eu-west-3"}}),
+        ({"path.style.access": "true"}, {"config_kwargs": {"s3": {"addressing_style": "path"}}}),
+        ({"path.style.access": "false"}, {}),
+    ],
+)
+def test_settings_of_s3a_become_options_of_s3fs(told, options):
+    assert stores.s3_options({f"fs.s3a.{name}": value for name, value in told.items()}, "b") == options
+
+
+def test_a_session_tells_its_settings_of_s3_and_tasks_get_them(spark):
+    hadoop = spark.sparkContext._jsc.hadoopConfiguration()
+    hadoop.set("fs.s3a.endpoint", "http://host:9000")
+    hadoop.set("fs.s3a.bucket.a.b.access.key", "own")
+    hadoop.set("fs.s3a.retry.limit", "3")
+    spark.conf.set("fs.s3a.secret.key", "S")
+    stores._session_settings.cache_clear()
+    try:
+        found = s3_settings()
+        assert found["fs.s3a.endpoint"] == "http://host:9000"
+        assert found["fs.s3a.bucket.a.b.access.key"] == "own"
+        assert found["fs.s3a.secret.key"] == "S"
+        assert "fs.s3a.retry.limit" not in found
+
+        def ask(batches):
+            import pyarrow as pa
+
+            for batch in batches:
+                told = stores.spark_settings().get("fs.s3a.endpoint", "")
+                yield pa.record_batch([pa.array([told] * batch.num_rows)], ["told"])
+
+        rows = spark.range(0, 2, 1, 2).mapInArrow(in_worker(ask), "told string").collect()
+        assert {row.told for row in rows} == {"http://host:9000"}
+    finally:
+        for name in ("endpoint", "bucket.a.b.access.key", "retry.limit"):
+            hadoop.unset(f"fs.s3a.{name}")
+        spark.conf.unset("fs.s3a.secret.key")
+        stores._session_settings.cache_clear()
+
+
+def test_what_fsspec_is_configured_with_stands_alone(monkeypatch):
+    monkeypatch.setattr(stores, "spark_settings", lambda: {"fs.s3a.endpoint": "http://host:9000"})
+    assert stores.store_options("s3a://b/x") == {"client_kwargs": {"endpoint_url": "http://host:9000"}}
+    assert stores.store_options("gs://b/x") == {}
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"anon": True})
+    assert stores.store_options("s3a://b/x") == {}
+
+
+def test_a_store_that_lets_nobody_in_is_named_in_one_line():
+    class Refusing(fsspec.AbstractFileSystem):
+        protocol = "refusing"
+
+        def info(self, path, **_):
+            raise PermissionError("Forbidden")
+
+        def exists(self, path, **_):
+            raise PermissionError("Forbidden")
+
+    fsspec.register_implementation("refusing", Refusing, clobber=True)
+    with pytest.raises(
+        InputError, match=r"^cannot reach refusing://b/x from Python \(Forbidden\): set .*FSSPEC"
+    ):
+        exists("refusing://b/x")
+
+
+def test_an_output_in_a_bucket_that_is_not_there_is_refused(monkeypatch):
+    fs = fsspec.filesystem("memory")
+
+    def ask(*_, **__):
+        raise FileNotFoundError(answer)
+
+    monkeypatch.setattr(outputs, "filesystem", lambda path: (fs, path))
+    monkeypatch.setattr(outputs, "exists", lambda path: False)
+    monkeypatch.setattr(type(fs), "ls", ask)
+    answer = "b/out"
+    assert check_output("s3a://b/out", by_spark=False) == "s3a://b/out"
+    answer = "The specified bucket does not exist"
+    with pytest.raises(InputError, match="output s3a://b/out: no such bucket"):
+        check_output("s3a://b/out", by_spark=False)
+
+
+def test_no_bucket_is_made_on_the_way():
+    """Of s3fs and gcsfs, a folder's first part is a bucket, which they make when it is not there."""
+    fs = filesystem("memory://nobucket")[0]
+    make_folder("memory://nobucket/out")
+    assert not fs.exists("/nobucket")
+
+
+@pytest.mark.parametrize("path", ["s3a://b/x", "s3://b/x"])
+def test_a_session_without_the_stores_client_is_told_what_to_add(spark, path):
+    says = r"no client for s3a?://.* --packages org.apache.hadoop:hadoop-aws:\d+\.\d+\.\d+ and write s3a://"
+    with pytest.raises(InputError, match=says):
+        require_client(path)
+    with pytest.raises(InputError, match=says):
+        find_source(spark, path)
+    with pytest.raises(InputError, match=says):
+        check_output(f"{path}/out")
+    require_client("hdfs://host/x")
+    require_client("/data")
