@@ -131,7 +131,7 @@ def test_a_task_left_running_does_not_bring_back_what_was_cleared(spark, tmp_pat
     (tmp_path / "in" / "a").mkdir(parents=True)
     (tmp_path / "in" / "a" / "1.png").write_bytes(b"1")
     stage = ImageDuplicatesRemovalStage(list_ids(tmp_path / "ids", ["c"]))
-    monkeypatch.setattr("spark_dedup.removal.images._make_folder", lambda _: None)
+    monkeypatch.setattr("spark_dedup.removal.images.make_folder", lambda _: None)
     with pytest.raises(Exception, match="is gone, as its job ended"):
         stage.filter_folder(spark, tmp_path / "in", tmp_path / "out")
     assert sorted(os.listdir(tmp_path)) == ["ids", "in"]
