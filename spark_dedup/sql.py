@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 from spark_dedup import ledger as ledgers
 from spark_dedup.datasets import Source, find_source
 from spark_dedup.errors import InputError, first_line
-from spark_dedup.ids.files import has_row_index
 from spark_dedup.ledger import DONE, Ledger, describe_input
 from spark_dedup.listing import list_files
 from spark_dedup.names import literal, path_relation, quote_name, split_name
 from spark_dedup.paths import on_databricks
 from spark_dedup.settings import conf_of
-from spark_dedup.sql_ids import id_ranges_query, numbered_query, registry_relation, source_paths
+from spark_dedup.sql_ids import id_ranges_query, numbered_query, registry_relation
 from spark_dedup.tables import ID, quote
 
 if TYPE_CHECKING:
@@ -212,18 +211,10 @@ def _documents(spark: SparkSession, documents: str | os.PathLike[str], filetype:
 def _with_ids(spark: SparkSession, shown: _Shown, key: str, registry: str | None, filetype: str) -> str:
     """Return a relation of documents with their ids: those of the registry that gave them, else their column."""
     if key == ID and registry:
-        if shown.source.kind == "files" and filetype == "jsonl":
-            raise InputError(
-                f"SQL cannot number JSON lines as the id registry {registry} does: write what remains with "
-                "TextDuplicatesRemovalWorkflow, or name a column of ids as id_field"
-            )
-        if not has_row_index(shown.df):
-            raise InputError(
-                f"SQL cannot number the rows of {shown.relation}: Delta tells their places only with "
-                "delta.enableDeletionVectors=true; set it (ALTER TABLE), or name a column of ids as id_field"
-            )
-        paths = source_paths(shown.df, shown.source, filetype)
-        return f"({numbered_query(spark, shown.relation, shown.df.columns, paths, location=registry)})"
+        numbered = numbered_query(
+            spark, shown.relation, shown.df, shown.source, filetype=filetype, location=registry
+        )
+        return f"({numbered})"
     if key not in shown.df.columns:
         raise InputError(
             f"column {key!r} not found in {shown.relation}; it has {', '.join(shown.df.columns)}: give id_field="

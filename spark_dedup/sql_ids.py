@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from spark_dedup.datasets import Source
 from spark_dedup.errors import InputError, first_line
 from spark_dedup.ids.batches import hash_files, named_few
+from spark_dedup.ids.files import has_row_index
 from spark_dedup.listing import list_files
 from spark_dedup.names import is_table_name, path_relation, quote_name, split_name
 from spark_dedup.paths import normalise_path
@@ -17,7 +18,7 @@ from spark_dedup.tables import ID, quote
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-__all__ = ["id_ranges_query", "numbered_query", "registry_relation", "source_paths"]
+__all__ = ["id_ranges_query", "numbered_query", "registry_relation"]
 
 # Spark spells the path as an encoded URI, the registry as a plain path; + is no blank in a path.
 _PATH = "regexp_replace(url_decode(replace({file}, '+', '%2B')), '^file:/+', '/')"
@@ -43,7 +44,7 @@ def id_ranges_query(registry: str) -> str:
     )
 
 
-def source_paths(df: DataFrame, source: Source, filetype: str) -> list[str]:
+def _source_paths(df: DataFrame, source: Source, filetype: str) -> list[str]:
     """Return the data files of documents as a registry spells them."""
     if source.kind == "files":
         return [file.path for file in list_files(list(source.names), filetype=filetype)]
@@ -51,7 +52,7 @@ def source_paths(df: DataFrame, source: Source, filetype: str) -> list[str]:
 
 
 def numbered_query(
-    spark: SparkSession, relation: str, columns: Collection[str], paths: Collection[str], *, location: str
+    spark: SparkSession, relation: str, df: DataFrame, source: Source, *, filetype: str, location: str
 ) -> str:
     """Return documents whose ids were given by file and row. ``_metadata`` keeps this scan off the GPU.
 
@@ -60,16 +61,28 @@ def numbered_query(
     Args:
         spark: the session.
         relation: the documents.
-        columns: their columns; an id column of old is left out, for ids are made anew.
-        paths: their files.
+        df: the same; an id column of old is left out, for ids are made anew.
+        source: where they lie.
+        filetype: of documents that lie in files.
         location: where the id registry lies.
 
     Raises:
-        InputError: naming up to five files that have no id range of their own, or a registry that is not there.
+        InputError: rows that SQL cannot number, up to five files that have no id range of their own, or a registry
+            that is not there.
     """
+    if source.kind == "files" and filetype == "jsonl":
+        raise InputError(
+            f"SQL cannot number JSON lines as the id registry {location} does: write what remains with "
+            "TextDuplicatesRemovalWorkflow, or name a column of ids as id_field"
+        )
+    if not has_row_index(df):
+        raise InputError(
+            f"SQL cannot number the rows of {relation}: Delta tells their places only with "
+            "delta.enableDeletionVectors=true; set it (ALTER TABLE), or name a column of ids as id_field"
+        )
     registry = registry_relation(location)
-    by_key = _check_known(spark, paths, registry)
-    shown = [f"d.{quote(name)}" for name in columns if name.lower() != ID]
+    by_key = _check_known(spark, _source_paths(df, source, filetype), registry)
+    shown = [f"d.{quote(name)}" for name in df.columns if name.lower() != ID]
     path, row = _PATH.format(file="d._metadata.file_path"), "d._metadata.row_index"
     # Hashing every row's path is for imported registries, which name keys only.
     known, wanted = ("key", _KEY.format(h=_DIGEST.format(path=path))) if by_key else ("files[0]", path)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from spark_dedup.datasets import Source
     from spark_dedup.listing import FileInfo
 
-__all__ = ["check_alone", "check_flat", "clone_without", "drop_empty_files", "relation", "view_query"]
+__all__ = ["check_alone", "check_flat", "clone_without", "drop_empty_files", "relation_of", "view_query"]
 
 
 _MERGE_SETTINGS = {
@@ -56,7 +56,7 @@ def clone_without(
         InputError: for a source that cannot be cloned.
     """
     spark.sql(
-        f"CREATE TABLE {target} SHALLOW CLONE {relation(source)} "
+        f"CREATE TABLE {target} SHALLOW CLONE {relation_of(source)} "
         "TBLPROPERTIES ('delta.enableDeletionVectors' = 'true', 'delta.appendOnly' = 'false')"
     )
     listed = f"__spark_dedup_listed_{uuid.uuid4().hex}"
@@ -99,27 +99,20 @@ def _is_named(fs: AbstractFileSystem, log: str, name: str) -> bool:
 
 
 def view_query(
-    source: Source,
-    duplicates: Source,
-    columns: list[str],
-    *,
-    id_field: str,
-    duplicate_id_field: str,
-    filetype: str = "parquet",
+    documents: str, duplicates: Source, columns: list[str], *, id_field: str, duplicate_id_field: str
 ) -> str:
     """Return the SQL of a view of the documents whose id is not listed; it follows both as they change.
 
     Args:
-        source: the documents.
+        documents: the documents, as SQL names them in FROM.
         duplicates: the list of ids.
         columns: the columns it shows.
         id_field: id column of the documents.
         duplicate_id_field: id column of the list.
-        filetype: of the documents, when they are files.
     """
     shown = ", ".join(f"d.{quote(name)}" for name in columns)
     return (
-        f"SELECT {shown} FROM {relation(source, filetype)} AS d LEFT ANTI JOIN {relation(duplicates)} AS r "
+        f"SELECT {shown} FROM {documents} AS d LEFT ANTI JOIN {relation_of(duplicates)} AS r "
         f"ON d.{quote(id_field)} = r.{quote(duplicate_id_field)}"
     )
 
@@ -163,7 +156,7 @@ def check_alone(
         )
 
 
-def relation(source: Source, filetype: str = "parquet") -> str:
+def relation_of(source: Source, filetype: str = "parquet") -> str:
     """Return a dataset as SQL names it in FROM.
 
     Raises:

@@ -10,7 +10,7 @@ from spark_dedup.errors import InputError, MissingInputError
 from spark_dedup.names import is_table_name, quote_name, split_name
 from spark_dedup.outputs import check_output
 from spark_dedup.paths import exists, normalise_path
-from spark_dedup.removal.delta import check_alone, check_flat, relation
+from spark_dedup.removal.delta import check_alone, check_flat, relation_of
 from spark_dedup.removal.text import check_id_types
 from spark_dedup.session import require_delta
 from spark_dedup.tables import ID, require_columns
@@ -101,11 +101,24 @@ def _check_shown(job: TextDuplicatesRemovalWorkflow) -> None:
             "or write parquet, jsonl or delta"
         )
     if job.output_filetype == "view":
-        _check_ids_are_columns(job)
+        _check_ids_are_shown(job)
     if job.output_filetype == "delta-clone" and job.input_filetype == "jsonl":
         raise InputError("a delta-clone is made of parquet files or a Delta table, not of JSON lines")
     if job.output_filetype == "view":
         split_name(str(job.output_path))
+
+
+def _check_ids_are_shown(job: TextDuplicatesRemovalWorkflow) -> None:
+    """Check that SQL can tell the ids: from a column, or from a registry with one range for each file.
+
+    Raises:
+        InputError: saying what to name instead.
+    """
+    if job.id_generator_path is not None or (ids_are_made(job) and is_grouped(job)):
+        raise InputError(
+            "a view tells ids by a column, or by an id registry that has a range for each file: name id_field, or "
+            "the registry alone; spark-dedup ids import makes one of id_generator_path"
+        )
 
 
 def _check_ids_are_columns(job: TextDuplicatesRemovalWorkflow) -> None:
@@ -260,9 +273,9 @@ def _check_target(
     if job.output_filetype == "delta-clone" and found.source.kind != "files":
         _check_ids_are_columns(job)
     if job.output_filetype == "view":
-        relation(found.source)
+        relation_of(found.source)
         check_flat(found.files, found.source)
-        relation(listed.source)
+        relation_of(listed.source)
         check_flat(listed.files, listed.source)
     if job.input_task_limit is not None and found.source.kind != "files":
         raise InputError(f"input_task_limit counts files, and {found.source} is a table: filter a view of it")

@@ -11,15 +11,16 @@ from spark_dedup.ids import jsonl
 from spark_dedup.ids.files import match_urls
 from spark_dedup.ids.splits import on_gpu
 from spark_dedup.listing import FileInfo
-from spark_dedup.names import path_relation, quote_name, split_name
+from spark_dedup.names import is_table_name, path_relation, quote_name, split_name
 from spark_dedup.outputs import staged
-from spark_dedup.paths import delete, spark_location, spark_path
+from spark_dedup.paths import delete, normalise_path, spark_location, spark_path
 from spark_dedup.progress import job_progress
 from spark_dedup.removal import passes
-from spark_dedup.removal.delta import clone_without, drop_empty_files, relation, view_query
+from spark_dedup.removal.delta import clone_without, drop_empty_files, relation_of, view_query
 from spark_dedup.removal.lines import one_object, unescaped, with_field
 from spark_dedup.removal.text import count_documents, count_listed, remove_duplicates
 from spark_dedup.removal.vectors import clone_files, hidden_by_id, hidden_by_range
+from spark_dedup.sql_ids import numbered_query
 from spark_dedup.tables import col
 from spark_dedup.workflows.inputs import is_delta
 from spark_dedup.workflows.remaining import (
@@ -57,14 +58,10 @@ def write(job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: Remova
     overwrite = job.output_mode == "overwrite"
     if job.output_filetype == "view":
         with job_progress(spark, "creating the view"):
-            counts = _count(job, found, found.df, listed, _is_long(int(listed.count())))
-            query = view_query(
-                found.source,
-                found.listed,
-                _output_columns(job, found.df),
-                filetype=job.input_filetype,
-                **fields_of(job),
-            )
+            relation = _relation(job, spark, found)
+            docs = documents_of(job, spark, found)
+            counts = _count(job, found, docs, listed, _is_long(int(listed.count())))
+            query = view_query(relation, found.listed, _output_columns(job, docs), **fields_of(job))
             write_view(spark, query, table_name(job), expected=counts, replace=overwrite)
             return counts
     if names_table(job):
@@ -137,7 +134,7 @@ def _can_hide(job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: Re
     # On a GPU the join is quick, and deletion vectors keep a plan off it.
     if not can_be_read or ids_are_made(job) or on_gpu(spark) or not is_delta(spark, found.source):
         return False
-    detail = spark.sql(f"DESCRIBE DETAIL {relation(found.source)}").first()
+    detail = spark.sql(f"DESCRIBE DETAIL {relation_of(found.source)}").first()
     kept = detail["properties"] if detail else {}  # Iceberg's readers know no deletion vectors
     return not any(kept[key] == "true" for key in kept if key.startswith("delta.enableIcebergCompat"))
 
@@ -152,6 +149,19 @@ def _hidden(
     """Return the documents that remain, as a clone shows them, which the caller drops."""
     clone_without(spark, found.source, listed, clone, **fields_of(job))
     return spark.table(clone).select(*[col(name) for name in found.df.columns])
+
+
+def _relation(job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: RemovalInput) -> str:
+    """Return the documents with their ids, as SQL names them in FROM."""
+    relation = relation_of(found.source, job.input_filetype)
+    if job.registry is None:
+        return relation
+    named = isinstance(job.registry, str) and is_table_name(job.registry)
+    location = str(job.registry) if named else normalise_path(job.registry)
+    numbered = numbered_query(
+        spark, relation, found.df, found.source, filetype=job.input_filetype, location=location
+    )
+    return f"({numbered})"
 
 
 def _name_aside(job: TextDuplicatesRemovalWorkflow) -> str:

@@ -13,7 +13,7 @@ import pytest
 from pyspark.sql import functions as F
 
 from spark_dedup import CURATOR_DEDUP_ID_STR as ID
-from spark_dedup import IdGenerator, TextDuplicatesRemovalWorkflow
+from spark_dedup import IdGenerator, TextDuplicatesRemovalWorkflow, read_documents
 from spark_dedup.errors import InputError
 from spark_dedup.removal import passes
 from spark_dedup.workflows import removal_writing
@@ -222,6 +222,33 @@ def test_compressed_jsonl_keeps_microseconds(spark, tmp_path, codec):
     (row,) = [json.loads(row.value) for row in spark.read.text(str(tmp_path / "out")).collect()]
     assert datetime.datetime.fromisoformat(row["zoned"]) == at.replace(tzinfo=datetime.UTC)
     assert row["plain"] == "2026-01-02T03:04:05.000007"
+
+
+@pytest.mark.parametrize("kind", ["files", "delta"])
+def test_a_view_over_ids_that_a_registry_gave(spark, given, tmp_path, kind):
+    docs, name = given / "in", f"shown_by_registry_{kind}"
+    if kind == "delta":
+        docs = tmp_path / "docs"
+        frame = spark.read.parquet(str(given / "in"))
+        frame.write.format("delta").option("delta.enableDeletionVectors", "true").save(str(docs))
+    numbered = read_documents(spark, docs, registry=tmp_path / "registry")
+    of_id = {row[ID]: row["id"] for row in numbered.select(ID, "id").collect()}
+    (tmp_path / "gone").mkdir()
+    gone = [made for made, own in of_id.items() if own in GONE]
+    pq.write_table(pa.table({"id": pa.array(gone)}), tmp_path / "gone" / "a.parquet")
+    arguments = {"ids_to_remove_path": tmp_path / "gone", "registry": tmp_path / "registry", "id_field": ID}
+    view = job(given, name, input_path=docs, output_filetype="view", **arguments)
+    try:
+        result = view.run(spark)
+        assert (result["num_documents"], result["num_documents_written"]) == (40, 34)
+        shown = spark.table(name)
+        assert shown.columns == [*TYPES.names, ID]
+        assert in_order(shown.drop(ID).toArrow()) == kept()
+        assert {row[ID]: row["id"] for row in shown.select(ID, "id").collect()} == {
+            made: own for made, own in of_id.items() if own not in GONE
+        }
+    finally:
+        spark.sql(f"DROP VIEW IF EXISTS {name}")
 
 
 def test_delta_view_and_clone(spark, given, tmp_path):
@@ -468,7 +495,14 @@ def test_nothing_and_everything_listed(spark, given, tmp_path):
             "output_kwargs: compression 'zstd' is not one of none, uncompressed, bzip2, deflate, gzip",
         ),
         ({"output_filetype": "delta-clone", "output_fields": ["id"]}, "leave output_fields out"),
-        ({"output_filetype": "view", "registry": "a", "id_field": ID}, "the ids must be one of its columns"),
+        (
+            {"output_filetype": "view", "id_generator_path": "a", "id_field": ID},
+            "a view tells ids by a column",
+        ),
+        (
+            {"output_filetype": "view", "registry": "a", "input_files_per_partition": 2, "id_field": ID},
+            "or by an id registry that has a range for each file",
+        ),
         ({"output_filetype": "view", "output_path": "a..b"}, "is no name of a table"),
     ],
 )
