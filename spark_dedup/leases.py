@@ -147,9 +147,7 @@ class _Lease:
                 if self._fs.cat_file(f"{self._folder}/{self._name}") not in self._said:
                     raise FileNotFoundError
                 self._write()
-            except (
-                FileNotFoundError
-            ):  # lowered by a job that took this one for dead: this process stood still
+            except FileNotFoundError:  # lowered by a job that took this one, standing still, for dead
                 self._lost = True
                 return
             except Exception as error:  # of the store's own library; it may answer again in time
