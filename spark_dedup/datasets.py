@@ -52,7 +52,8 @@ def find_source(spark: SparkSession, source: Named, *, filetype: str = "parquet"
         InputError: for an unsupported filetype, several Delta paths, or none where Delta was said.
         MissingInputError: for a path or table that does not exist.
     """
-    from spark_dedup.session import require_client, require_delta
+    from spark_dedup.hadoop import require_client
+    from spark_dedup.session import require_delta
 
     if filetype not in (*EXTENSIONS, "delta"):
         raise InputError(f"unsupported filetype {filetype!r}: use {', '.join(EXTENSIONS)} or delta")

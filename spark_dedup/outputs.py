@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 
 from spark_dedup.errors import HeldError, InputError
+from spark_dedup.hadoop import require_client
 from spark_dedup.leases import held_here, leased, require_held
 from spark_dedup.paths import (
     Location,
@@ -24,7 +25,6 @@ from spark_dedup.paths import (
     move,
     normalise_path,
 )
-from spark_dedup.session import require_client
 from spark_dedup.stores import is_s3, named_refusal
 
 __all__ = ["check_apart", "check_output", "clear_killed", "exclusive", "publish", "staged"]

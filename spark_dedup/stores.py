@@ -88,7 +88,7 @@ def adopt(settings: Mapping[str, str]) -> None:
 
 @lru_cache(maxsize=1)  # asked for every file, and each answer is some calls to the JVM
 def _session_settings(_now: int) -> Mapping[str, str]:
-    from spark_dedup.session import s3_settings
+    from spark_dedup.hadoop import s3_settings
 
     return s3_settings()
 

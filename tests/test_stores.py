@@ -6,9 +6,9 @@ import pytest
 from spark_dedup import outputs, stores
 from spark_dedup.datasets import find_source
 from spark_dedup.errors import InputError
+from spark_dedup.hadoop import require_client, s3_settings
 from spark_dedup.outputs import check_output
 from spark_dedup.paths import exists, filesystem, make_folder
-from spark_dedup.session import require_client, s3_settings
 from spark_dedup.workers import in_worker
 
 SIMPLE = "org.apache.hadoop.fs.s3a.SimpleAWSCredentialsProvider"

@@ -1,0 +1,86 @@
+"""What this process's session knows of remote stores: which clients it has, and what it is told of S3."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from typing import TYPE_CHECKING
+
+from spark_dedup.errors import InputError
+from spark_dedup.paths import is_local
+from spark_dedup.settings import conf_of
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+__all__ = ["require_client", "s3_settings"]
+
+_S3_NAMES = (
+    "access.key",
+    "secret.key",
+    "session.token",
+    "aws.credentials.provider",
+    "endpoint",
+    "endpoint.region",
+    "path.style.access",
+    "connection.ssl.enabled",
+)
+_S3_SETTINGS = rf"^fs\.s3a\.(bucket\..+\.)?({'|'.join(map(re.escape, _S3_NAMES))})$"
+
+
+def require_client(path: str) -> None:
+    """Check that the process's session can reach the store of a path at all, before work meets Java's own words.
+
+    A Spark Connect session is not asked: it tells no such thing.
+
+    Raises:
+        InputError: saying what to add.
+    """
+    if is_local(path) or "pyspark" not in sys.modules:
+        return
+    from pyspark import SparkContext
+
+    context = SparkContext._active_spark_context
+    if context is None or context._jsc is None or context._jvm is None:
+        return
+    hadoop, scheme = context._jvm.org.apache.hadoop, path.partition("://")[0]
+    try:
+        hadoop.fs.FileSystem.getFileSystemClass(scheme, context._jsc.hadoopConfiguration())
+    except Exception as error:  # py4j's own, whatever Java raised
+        if not re.search(r"UnsupportedFileSystemException|ClassNotFoundException", str(error)):
+            return
+        if scheme in ("s3", "s3a", "s3n"):
+            version = hadoop.util.VersionInfo.getVersion()
+            how = f"start it with --packages org.apache.hadoop:hadoop-aws:{version} and write s3a://"
+        else:
+            how = "start it with the Hadoop client of that store, as --packages"
+        raise InputError(
+            f"this Spark session has no client for {scheme}://, so it cannot reach {path}: {how}"
+        ) from error
+
+
+def s3_settings() -> dict[str, str]:
+    """Return what the process's session is told of S3 (``fs.s3a.*``), by Hadoop's files too; empty without one."""
+    if "pyspark" not in sys.modules:
+        return {}
+    from pyspark import SparkContext
+    from pyspark.sql import SparkSession
+
+    found: dict[str, str] = {}
+    context = SparkContext._active_spark_context
+    with contextlib.suppress(Exception):  # a JVM that is gone, or that tells nothing, as on shared clusters
+        if context is not None and context._jsc is not None:
+            found |= dict(context._jsc.hadoopConfiguration().getValByRegex(_S3_SETTINGS))
+    session = getattr(SparkSession, "_instantiatedSession", None) or _connect_session()
+    if session is not None:
+        for name in _S3_NAMES:
+            value = conf_of(session, f"fs.s3a.{name}") or conf_of(session, f"spark.hadoop.fs.s3a.{name}")
+            found |= {f"fs.s3a.{name}": value} if value else {}
+    return found
+
+
+def _connect_session() -> SparkSession | None:
+    module = sys.modules.get("pyspark.sql.connect.session")
+    found: SparkSession | None = getattr(getattr(module, "SparkSession", None), "_default_session", None)
+    return found
