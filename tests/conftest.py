@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from spark_dedup.session import build_session
@@ -70,3 +71,13 @@ def run_connect(tmp_path_factory):
         return ran.stdout
 
     return run
+
+
+@pytest.fixture
+def store():
+    """A store that copies and deletes where others rename: fsspec's memory, as object stores do."""
+    fs = fsspec.filesystem("memory")
+    fs.store.clear()  # one for the whole process
+    fs.pseudo_dirs[:] = [""]
+    yield fs
+    fs.store.clear()

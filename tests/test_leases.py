@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 
-import fsspec
 import pytest
 
 from spark_dedup import leases
@@ -15,16 +14,6 @@ from spark_dedup.errors import InputError
 from spark_dedup.outputs import exclusive, staged
 
 OUT = "memory://bucket/out"
-
-
-@pytest.fixture
-def store():
-    """A store that Python does not take for a local disk: fsspec's memory."""
-    fs = fsspec.filesystem("memory")
-    fs.store.clear()  # one for the whole process
-    fs.pseudo_dirs[:] = [""]
-    yield fs
-    fs.store.clear()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import os
 import threading
 import time
 
-import fsspec
 import pytest
 
 from spark_dedup import outputs
@@ -309,16 +308,6 @@ def test_an_error_at_the_last_moment_gives_the_old_output_back(tmp_path, monkeyp
         write(aside)
     assert (tmp_path / "out" / "part").read_text() == "old"
     assert tree(tmp_path) == ["out", "out/part"]
-
-
-@pytest.fixture
-def store():
-    """A store that copies and deletes where others rename: fsspec's memory, as object stores do."""
-    fs = fsspec.filesystem("memory")
-    fs.store.clear()  # one for the whole process
-    fs.pseudo_dirs[:] = [""]
-    yield fs
-    fs.store.clear()
 
 
 def fill(fs, folder, *names, text=b"new"):
