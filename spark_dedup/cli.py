@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 import spark_dedup
-from spark_dedup.errors import InputError, first_line
+from spark_dedup.errors import InputError, first_line, innermost_reason
 from spark_dedup.java import compile_quickly
 from spark_dedup.listing import check_there, is_small
 
@@ -270,11 +270,16 @@ def _exit_code(args: list[str], *, debug: bool, as_json: bool) -> int:
         if _is_interrupt(error):
             click.echo("stopped", err=True)
             return 1
-        bad_input = isinstance(error, _BAD_INPUT)
-        click.echo(f"spark-dedup: {_one_line(error)}", err=True)
-        if not bad_input:
-            click.echo("spark-dedup: run again with --debug for the traceback", err=True)
-        return 2 if bad_input else 1
+        line = _one_line(error)
+        if isinstance(error, _BAD_INPUT):
+            click.echo(f"spark-dedup: {line}", err=True)
+            return 2
+        reason = innermost_reason(error)
+        click.echo(
+            f"spark-dedup: {line}" + (f" ({reason})" if reason and reason not in line else ""), err=True
+        )
+        click.echo("spark-dedup: run again with --debug for the traceback", err=True)
+        return 1
     _show(result, as_json=as_json)
     return 0
 

@@ -4,7 +4,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 
-__all__ = ["HeldError", "InputError", "MissingInputError", "first_line", "named_errors"]
+__all__ = ["HeldError", "InputError", "MissingInputError", "first_line", "innermost_reason", "named_errors"]
 
 
 class InputError(ValueError):
@@ -28,6 +28,14 @@ def first_line(error: Exception) -> str:
     if lines[0].startswith("An error occurred while calling") and len(lines) > 1:
         return lines[1].lstrip(": ")  # py4j tells first what it called; Spark 3 leaves task errors to it
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+
+
+def innermost_reason(error: Exception) -> str | None:
+    """Return the last reason in the traces below an error's first line: a full disk hides there."""
+    reasons = re.findall(
+        r"^(?:\s*Caused by: |(?=[\w.]+(?:Error|Exception): ))(.+)$", str(error), re.MULTILINE
+    )
+    return reasons[-1].strip() if reasons else None
 
 
 @contextlib.contextmanager
