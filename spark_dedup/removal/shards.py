@@ -65,8 +65,12 @@ def _utf8(key: str) -> str:
 def copy_without(source: IO[bytes], target: IO[bytes], keys: Collection[str]) -> None:
     """Copy a tar file but for the members of some samples; all other bytes, global headers too, as they are."""
     written = end = 0
-    for member in list(members(source)):
-        gone = member.key is not None and member.key in keys
+    found = [(member, member.key is not None and member.key in keys) for member in members(source)]
+    while (
+        found and found[-1][1]
+    ):  # with them a global header that nothing follows: tarfile takes it for damage
+        found.pop()
+    for member, gone in found:
         # What lies between two members is a global header, which holds for all that follow.
         written += _copy(source, target, end, member.start if gone else member.end)
         end = member.end

@@ -213,6 +213,19 @@ def test_nothing_removed_gives_the_same_members(tmp_path, form):
     assert [m.key for m in members(source)] == [f"d/{n}" for n in range(5) for _ in range(2)]
 
 
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_shard_that_loses_its_last_samples_is_still_a_tar(tmp_path, joined):
+    """Python's tarfile, and WebDataset with it, reads no archive that ends in a global header."""
+    shard(tmp_path / "a.tar", [("a", b"1")])
+    shard(tmp_path / "b.tar", [("b", b"2")])
+    first, second = ((tmp_path / name).read_bytes() for name in ("a.tar", "b.tar"))
+    data = first[: list(members(io.BytesIO(first)))[-1].end] + second if joined else second
+    with open(tmp_path / "kept.tar", "wb") as target:
+        copy_without(io.BytesIO(data), target, {"b"})
+    with tarfile.open(tmp_path / "kept.tar") as tar:
+        assert tar.getnames() == (["a.png", "a.json"] if joined else [])
+
+
 def test_pictures_named_by_cameras_and_screens_are_not_lost(spark, tmp_path):
     (tmp_path / "in").mkdir()
     for name in ("_DSC0001.JPG", "_DSC0002.JPG", "Screen 10:00.png"):
