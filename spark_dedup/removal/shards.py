@@ -46,10 +46,12 @@ def members(file: IO[bytes]) -> Iterator[Member]:
             match = _KEY.fullmatch(found.name) if found.isfile() else None
             yield Member(_utf8(match[1]) if match else None, found.offset, end)
             tar.members.clear()  # type: ignore[attr-defined]  # of a large shard, tarfile would keep every one
-        # tarfile takes a header that it cannot read for the end, but for the first.
+        # tarfile takes a header that it cannot read for the end, but for the first, and stops at the end of the
+        # first of joined archives.
         file.seek(tar.offset)
-        if file.read(2 * tarfile.BLOCKSIZE).strip(b"\0"):
-            raise tarfile.ReadError(f"damaged at byte {tar.offset:,}")
+        while block := file.read(_BLOCK):
+            if block.strip(b"\0"):
+                raise tarfile.ReadError(f"joined to another tar, or damaged at byte {tar.offset:,}")
 
 
 def sample_keys(file: IO[bytes]) -> list[str]:

@@ -235,6 +235,25 @@ def test_pictures_named_by_cameras_and_screens_are_not_lost(spark, tmp_path):
     assert sorted(os.listdir(tmp_path / "out")) == ["Screen 10:00.png", "_DSC0001.JPG"]
 
 
+def test_a_file_whose_name_is_not_utf8_is_named(spark, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(b"1")
+    (tmp_path / "in" / b"caf\xe9.png".decode("utf-8", "surrogateescape")).write_bytes(b"2")
+    stage = ImageDuplicatesRemovalStage(list_ids(tmp_path / "ids", ["a"]))
+    with pytest.raises(InputError, match=r"caf\\udce9\.png': .* not UTF-8: rename"):
+        stage.filter_folder(spark, tmp_path / "in", tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == ["ids", "in"]
+
+
+def test_joined_shards_are_not_cut_after_the_first(tmp_path):
+    """``cat a.tar b.tar``: tarfile, and WebDataset with it, stops at the first end; the rest would be lost."""
+    shard(tmp_path / "a.tar", [("a", b"1")])
+    data = (tmp_path / "a.tar").read_bytes()
+    end = list(members(io.BytesIO(data)))[-1].end
+    with pytest.raises(tarfile.ReadError, match=f"joined to another tar, or damaged at byte {end:,}"):
+        list(members(io.BytesIO(data + data)))
+
+
 @pytest.mark.parametrize("damage", ["flip", "zero", "cut"])
 def test_a_damaged_header_is_no_end_of_the_shard(tmp_path, damage):
     """tarfile itself takes one in the middle for the end, and the samples after it would be lost."""
