@@ -119,7 +119,7 @@ def test_records_that_no_cluster_was_counted_for_are_no_silent_loss(spark, clust
         result(df.withColumn("centroid", F.when(F.col("id") != 7, F.col("centroid"))))
     drawn = F.udf(lambda _: random.SystemRandom().randrange(1 << 31), "int").asNondeterministic()
     with pytest.raises(
-        Exception, match="others each time they are read: .* write or cache the records first"
+        Exception, match=r"others each time they are read: .* write or cache the records first"
     ):
         result(df.withColumn("centroid", drawn("id")))
 
