@@ -278,6 +278,10 @@ def _places(files: Sequence[FileInfo], roots: Sequence[str]) -> list[str]:
         places.append(file.path[len(root) + 1 :] if root else file.path.rsplit("/", 1)[1])
     seen: dict[str, str] = {}
     for file, place in zip(files, places, strict=True):
+        if any("\ud800" <= letter <= "\udfff" for letter in file.path):  # a byte that is not UTF-8
+            raise InputError(
+                f"{file.path!r}: Spark knows no names that are not UTF-8: rename the file or folder"
+            )
         if place in seen:
             raise InputError(
                 f"{seen[place]} and {file.path} would both become {place}: take the folders apart"

@@ -46,10 +46,12 @@ def members(file: IO[bytes]) -> Iterator[Member]:
             match = _KEY.fullmatch(found.name) if found.isfile() else None
             yield Member(_utf8(match[1]) if match else None, found.offset, end)
             tar.members.clear()  # type: ignore[attr-defined]  # of a large shard, tarfile would keep every one
-        # tarfile takes a header that it cannot read for the end, but for the first.
+        # tarfile takes a header that it cannot read for the end, but for the first, and stops at the end of the
+        # first of joined archives.
         file.seek(tar.offset)
-        if file.read(2 * tarfile.BLOCKSIZE).strip(b"\0"):
-            raise tarfile.ReadError(f"damaged at byte {tar.offset:,}")
+        while block := file.read(_BLOCK):
+            if block.strip(b"\0"):
+                raise tarfile.ReadError(f"joined to another tar, or damaged at byte {tar.offset:,}")
 
 
 def sample_keys(file: IO[bytes]) -> list[str]:
@@ -65,8 +67,12 @@ def _utf8(key: str) -> str:
 def copy_without(source: IO[bytes], target: IO[bytes], keys: Collection[str]) -> None:
     """Copy a tar file but for the members of some samples; all other bytes, global headers too, as they are."""
     written = end = 0
-    for member in list(members(source)):
-        gone = member.key is not None and member.key in keys
+    found = [(member, member.key is not None and member.key in keys) for member in members(source)]
+    while (
+        found and found[-1][1]
+    ):  # with them a global header that nothing follows: tarfile takes it for damage
+        found.pop()
+    for member, gone in found:
         # What lies between two members is a global header, which holds for all that follow.
         written += _copy(source, target, end, member.start if gone else member.end)
         end = member.end

@@ -54,15 +54,18 @@ def spread(
 
     Returns:
         The rows with ``_unit`` (int) and ``_query`` (bool) added, sorted inside each partition by unit, queries
-        first, then rank; the units with the most work are in the first partitions.
+        first, then rank; the units with the most work are in the first partitions. A row that no unit takes, as
+        its cluster is null or was not there when clusters were counted, has a null ``_unit``.
     """
     tasks = max(1, slots) * TASKS_PER_SLOT
     ranked = rows if ranked is None else ranked
     plan = plan_units(ranked, cluster=cluster, keys=keys, ascending=ascending, batch=batch, slots=slots)
-    placed = rows.join(F.broadcast(plan), cluster, "inner").withColumn(
+    placed = rows.join(F.broadcast(plan), cluster, "left").withColumn(
         "_block", _block_of("_starts", keys, ascending)
     )
-    sent = placed.withColumn("_to", F.explode(F.filter("_units", lambda u: u["block"] >= F.col("_block"))))
+    sent = placed.withColumn(
+        "_to", F.explode_outer(F.filter("_units", lambda u: u["block"] >= F.col("_block")))
+    )
     slot_key = F.element_at(F.array(*[F.lit(int(k)) for k in slot_keys(tasks)]), F.col("_to.slot") + 1)
     order = [F.col("_unit"), F.col("_query").desc(), *_sort(keys, ascending)]
     return (

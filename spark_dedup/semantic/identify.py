@@ -50,9 +50,9 @@ def identify_semantic(
 ) -> DataFrame:
     """Return the ledger rows of the duplicates at ``eps``: one for each record to remove.
 
-    Many thresholds need one pairwise pass only: ``pairs`` holds the scores. Everything but the chains is lazy;
-    these are resolved by doubling, in about log2(longest chain) small jobs over the ids to remove, whose state
-    stays on the executors.
+    Many thresholds need one pairwise pass only: ``pairs`` holds the scores. They are read once, now. Chains are
+    resolved by doubling, in about log2(longest chain) small jobs over the ids to remove, whose state stays on the
+    executors.
 
     Args:
         pairs: ``id``, ``max_id`` and ``cosine_sim_score`` as
@@ -81,6 +81,9 @@ def identify_semantic(
     )
     if clusters is not None:
         require_columns(clusters, [id_field, "centroid"], where="the clusters")
+    require_checkpoints(pairs.sparkSession)
+    # Of pairs that are computed anew, chains and rows could come from different ones.
+    found = found.localCheckpoint()
     rows = found.join(resolve_chains(found), "id", "inner")
     if clusters is not None:
         # Of the survivor: matches that cross a cluster border (n_probe > 1) leave its group whole.

@@ -20,6 +20,10 @@ __all__ = ["matcher", "unit_rows"]
 
 _UNIT_TOLERANCE = 1e-6
 _FLUSH_ROWS = 8192
+_UNCOUNTED = (
+    "some records have no centroid, or the assigned records are others each time they are read: fill the column, "
+    "or write or cache the records first"
+)
 
 
 def unit_rows(embeddings: pa.Array, ids: pa.Array) -> Matrix:
@@ -87,6 +91,8 @@ def _runs(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     """Cut a batch where the unit or the role changes."""
     if not batch.num_rows:
         return
+    if batch.column("_unit").null_count:
+        raise InputError(_UNCOUNTED)
     code = batch.column("_unit").to_numpy().astype(np.int64) * 2
     code += batch.column("_query").to_numpy(zero_copy_only=False)
     edges = [0, *(np.flatnonzero(np.diff(code)) + 1).tolist(), len(code)]
@@ -128,6 +134,8 @@ class _Unit:
     def _gathered(self) -> tuple[Array, pa.Array]:
         """Return the queries, where they are multiplied, and their ids."""
         if self._queries is None:
+            if not self._parts:
+                raise InputError(_UNCOUNTED)
             rows = [x for x, _ in self._parts]
             ids = pa.concat_arrays([ids for _, ids in self._parts])
             self._queries = self._put(rows[0] if len(rows) == 1 else np.concatenate(rows)), ids

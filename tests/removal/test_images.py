@@ -213,6 +213,19 @@ def test_nothing_removed_gives_the_same_members(tmp_path, form):
     assert [m.key for m in members(source)] == [f"d/{n}" for n in range(5) for _ in range(2)]
 
 
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_shard_that_loses_its_last_samples_is_still_a_tar(tmp_path, joined):
+    """Python's tarfile, and WebDataset with it, reads no archive that ends in a global header."""
+    shard(tmp_path / "a.tar", [("a", b"1")])
+    shard(tmp_path / "b.tar", [("b", b"2")])
+    first, second = ((tmp_path / name).read_bytes() for name in ("a.tar", "b.tar"))
+    data = first[: list(members(io.BytesIO(first)))[-1].end] + second if joined else second
+    with open(tmp_path / "kept.tar", "wb") as target:
+        copy_without(io.BytesIO(data), target, {"b"})
+    with tarfile.open(tmp_path / "kept.tar") as tar:
+        assert tar.getnames() == (["a.png", "a.json"] if joined else [])
+
+
 def test_pictures_named_by_cameras_and_screens_are_not_lost(spark, tmp_path):
     (tmp_path / "in").mkdir()
     for name in ("_DSC0001.JPG", "_DSC0002.JPG", "Screen 10:00.png"):
@@ -220,6 +233,25 @@ def test_pictures_named_by_cameras_and_screens_are_not_lost(spark, tmp_path):
     stage = ImageDuplicatesRemovalStage(list_ids(tmp_path / "ids", ["_DSC0002"]))
     assert stage.filter_folder(spark, tmp_path / "in", tmp_path / "out") == 2
     assert sorted(os.listdir(tmp_path / "out")) == ["Screen 10:00.png", "_DSC0001.JPG"]
+
+
+def test_a_file_whose_name_is_not_utf8_is_named(spark, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(b"1")
+    (tmp_path / "in" / b"caf\xe9.png".decode("utf-8", "surrogateescape")).write_bytes(b"2")
+    stage = ImageDuplicatesRemovalStage(list_ids(tmp_path / "ids", ["a"]))
+    with pytest.raises(InputError, match=r"caf\\udce9\.png': .* not UTF-8: rename"):
+        stage.filter_folder(spark, tmp_path / "in", tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == ["ids", "in"]
+
+
+def test_joined_shards_are_not_cut_after_the_first(tmp_path):
+    """``cat a.tar b.tar``: tarfile, and WebDataset with it, stops at the first end; the rest would be lost."""
+    shard(tmp_path / "a.tar", [("a", b"1")])
+    data = (tmp_path / "a.tar").read_bytes()
+    end = list(members(io.BytesIO(data)))[-1].end
+    with pytest.raises(tarfile.ReadError, match=f"joined to another tar, or damaged at byte {end:,}"):
+        list(members(io.BytesIO(data + data)))
 
 
 @pytest.mark.parametrize("damage", ["flip", "zero", "cut"])

@@ -1,4 +1,7 @@
+import random
+
 import pytest
+from pyspark.sql import functions as F
 
 from spark_dedup.errors import InputError
 from spark_dedup.semantic.identify import identify_semantic
@@ -27,6 +30,16 @@ def test_many_thresholds_from_one_pass(spark):
 def test_a_record_without_a_match_is_never_removed(spark):
     pairs = spark.createDataFrame([(0, 0, 0.0), (1, 0, 0.2)], SCHEMA)
     assert set(ledger(pairs, eps=0.9999999)) == {1}
+
+
+def test_pairs_that_change_between_reads_are_read_once(spark):
+    pairs = spark.createDataFrame([(0, 0, 0.0), *((i, i - 1, 1.0) for i in range(1, 200))], SCHEMA)
+    drawn = F.udf(lambda _: random.SystemRandom().random() < 0.5, "boolean").asNondeterministic()
+    rows = identify_semantic(pairs.where(drawn("id")), eps=0.05)
+    removed = {r.id for r in rows.collect()}
+    assert 60 < len(removed) < 140
+    assert {r.id for r in rows.collect()} == removed
+    assert not {r.kept_id for r in rows.collect()} & removed
 
 
 def test_chains_end_at_a_survivor(spark):

@@ -1,3 +1,5 @@
+import random
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -109,6 +111,17 @@ def test_negative_similarities_are_kept(spark):
 
 def test_empty_input(spark):
     assert result(spark.createDataFrame([], SCHEMA)) == {}
+
+
+def test_records_that_no_cluster_was_counted_for_are_no_silent_loss(spark, clusters):
+    df = frame(spark, *clusters)
+    with pytest.raises(Exception, match="some records have no centroid"):
+        result(df.withColumn("centroid", F.when(F.col("id") != 7, F.col("centroid"))))
+    drawn = F.udf(lambda _: random.SystemRandom().randrange(1 << 31), "int").asNondeterministic()
+    with pytest.raises(
+        Exception, match=r"others each time they are read: .* write or cache the records first"
+    ):
+        result(df.withColumn("centroid", drawn("id")))
 
 
 def test_metadata_ranking(spark):
