@@ -29,7 +29,7 @@ from spark_dedup.ledger_tables import (
     create,
     locate,
 )
-from spark_dedup.names import path_relation, quote_name, split_name
+from spark_dedup.names import quote_name, split_name
 from spark_dedup.outputs import check_output, exclusive
 from spark_dedup.paths import normalise_path
 from spark_dedup.rules import check_survivors
@@ -109,23 +109,17 @@ def input_version(
     spark: SparkSession, source: Any, *, filetype: str = "parquet", extensions: Sequence[str] | None = None
 ) -> str | None:
     """Return the version of a dataset: ``delta:N``, ``files:COUNT:HASH``, or None for other tables."""
-    from spark_dedup.datasets import find_source
+    from spark_dedup.datasets import delta_version, find_source
     from spark_dedup.listing import list_files
 
     found = find_source(spark, source, filetype=filetype)
-    if found.kind == "files":
-        files = list_files(list(found.names), filetype=filetype, extensions=extensions)
-        digest = hashlib.sha256()
-        for file in files:
-            digest.update(f"{file.path}\0{file.size}\0{file.modified_ms}\n".encode())
-        return f"files:{len(files)}:{digest.hexdigest()[:16]}"
-    name = found.names[0]
-    relation = path_relation("delta", name) if found.kind == "delta" else quote_name(split_name(name))
-    try:
-        newest = spark.sql(f"DESCRIBE HISTORY {relation} LIMIT 1").first()
-    except Exception:  # a view or a table that is not Delta has no history
-        return None
-    return f"delta:{newest['version']}" if newest else None
+    if found.kind != "files":
+        return delta_version(spark, found)
+    files = list_files(list(found.names), filetype=filetype, extensions=extensions)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.path}\0{file.size}\0{file.modified_ms}\n".encode())
+    return f"files:{len(files)}:{digest.hexdigest()[:16]}"
 
 
 def open_ledger(spark: SparkSession, location: str | os.PathLike[str]) -> Ledger:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from spark_dedup import ledger as ledgers
-from spark_dedup.datasets import Source, find_source
+from spark_dedup.datasets import Source, find_source, relation_of
 from spark_dedup.errors import InputError, first_line
 from spark_dedup.ledger import DONE, Ledger, describe_input
 from spark_dedup.listing import list_files
-from spark_dedup.names import literal, path_relation, quote_name, split_name
+from spark_dedup.names import literal, quote_name, split_name
 from spark_dedup.paths import on_databricks
+from spark_dedup.removal.delta import check_flat
 from spark_dedup.settings import conf_of
 from spark_dedup.sql_ids import id_ranges_query, numbered_query, registry_relation
 from spark_dedup.tables import ID, quote
@@ -186,20 +187,9 @@ class _Shown:
 
 def _documents(spark: SparkSession, documents: str | os.PathLike[str], filetype: str) -> _Shown:
     found = find_source(spark, documents, filetype=filetype)
-    name = found.names[0]
-    if found.kind == "table":
-        relation = quote_name(split_name(name))
-    elif found.kind == "delta":
-        relation = path_relation("delta", name)
-    else:
-        folders = {os.path.dirname(file.path) for file in list_files(name, filetype=filetype)}
-        below = [part for folder in folders for part in folder[len(name) :].split("/")[1:]]
-        if any("=" not in part for part in below):
-            raise InputError(
-                f"{name} holds folders in folders, which SQL cannot name: "
-                "register it as a table and give its name"
-            )
-        relation = path_relation("json" if filetype == "jsonl" else "parquet", name)
+    relation = relation_of(found, filetype)
+    if found.kind == "files":
+        check_flat(list_files(list(found.names), filetype=filetype), found)
     try:
         df = spark.sql(f"SELECT * FROM {relation}")
         df.columns  # noqa: B018 - a Connect session reads only now

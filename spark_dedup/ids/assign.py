@@ -13,8 +13,7 @@ import pyarrow as pa
 from spark_dedup.datasets import (
     Source,
     find_source,
-    partition_root,
-    partition_values,
+    given_options,
     read_dataset,
     read_files,
 )
@@ -37,6 +36,7 @@ from spark_dedup.ids.splits import (
     split_table,
 )
 from spark_dedup.listing import FileInfo, list_files
+from spark_dedup.partitions import are_partitioned, partition_values
 from spark_dedup.tables import ID, col, hidden_metadata
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def documents(
         return file_ranges(groups, ids, count_rows, register_new=register_new)
 
     def read(wanted: StructType | None = None) -> DataFrame:
-        reader = spark.read.options(**(read_kwargs or {}))
+        reader = spark.read.options(**given_options(read_kwargs))
         if filetype == "jsonl":
             reader = reader.options(**jsonl.OPTIONS)
         known = wanted if wanted is not None else schema
@@ -174,7 +174,7 @@ def documents(
     if filetype == "jsonl":
         text = lines = None
         # Options of the reader may say what a line is.
-        if all(value is None for value in (read_kwargs or {}).values()):
+        if not given_options(read_kwargs):
             text = read_files(spark.read, source, filetype, extensions, as_text=True)
             lines = jsonl.lines(text) if as_lines else None
         return _jsonl_documents(
@@ -183,7 +183,7 @@ def documents(
     df = read()
     kept = _kept(df.columns, columns, source)
     ids = _opened(spark, registry)
-    given = partition_values(files[0], source) if partition_root(files, source) is not None else {}
+    given = partition_values(files[0], source.names) if are_partitioned(files, source.names) else {}
     # Against what Spark reads, as files that are known already are not looked at again.
     stored = [name for name in kept if name not in given]
     ranges = ranges_by(ids, partial(count_parquet, columns=stored))

@@ -9,7 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from spark_dedup.datasets import Source, find_source, partition_root, read_dataset, read_files
+from spark_dedup.datasets import (
+    Source,
+    delta_version,
+    find_source,
+    given_options,
+    read_dataset,
+    read_files,
+)
 from spark_dedup.errors import InputError
 from spark_dedup.footers import check_readable, check_schemas, parquet_footers
 from spark_dedup.ids import jsonl
@@ -18,7 +25,6 @@ from spark_dedup.ids.curator import parse_bytes
 from spark_dedup.ids.files import match_urls
 from spark_dedup.ids.splits import count_splits, rows_by_url
 from spark_dedup.listing import FileInfo, Named, list_files
-from spark_dedup.names import path_relation
 from spark_dedup.paths import is_local
 from spark_dedup.runtime import ensure_pyspark
 from spark_dedup.session import build_session
@@ -31,12 +37,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "JobInput",
-    "base_of",
     "check_compression",
     "check_size",
     "check_unchanged",
     "inspect_input",
-    "is_delta",
     "location_of",
     "plain_files",
     "read_input",
@@ -147,8 +151,7 @@ def plain_files(
     found: JobInput, *, filetype: str, read_kwargs: Mapping[str, Any] | None = None
 ) -> list[FileInfo]:
     """Return the files of an input that is nothing but parquet files, read as they are; none of any other."""
-    given = any(value is not None for value in (read_kwargs or {}).values())
-    return found.files if filetype == "parquet" and not given else []
+    return found.files if filetype == "parquet" and not given_options(read_kwargs) else []
 
 
 def location_of(spark: SparkSession, table: str) -> str | None:
@@ -201,7 +204,7 @@ def read_input(
         ), None
 
     def read(wanted: StructType | None) -> DataFrame:
-        reader = spark.read.options(**(read_kwargs or {})).options(**jsonl.OPTIONS)
+        reader = spark.read.options(**given_options(read_kwargs)).options(**jsonl.OPTIONS)
         known = wanted if wanted is not None else schema
         return read_files(reader.schema(known) if known else reader, found, filetype, extensions)
 
@@ -216,18 +219,12 @@ def read_input(
     urls = match_urls(df.inputFiles(), [file.path for file in files])
     paths = {url: path for path, url in urls.items()}
     skipped = jsonl.check_lines(splits, paths, on_bad_lines)
-    if not any(value is not None for value in (read_kwargs or {}).values()):  # they may say what a line is
+    if not given_options(read_kwargs):  # they may say what a line is
         jsonl.check_ends(read_files(spark.read, found, filetype, extensions, as_text=True), paths)
     require_columns(names, columns or [], where=str(found))
     if skipped:
         df = df.where(jsonl.bad_text().isNull())
     return df.select(*kept), sum(rows_by_url(splits).values()) - skipped
-
-
-def base_of(files: Sequence[FileInfo], source: Source) -> dict[str, str]:
-    """Return the reader option by which some files of a source keep the columns that its folders give."""
-    base = partition_root(files, source)
-    return {} if base is None else {"basePath": base}
 
 
 def check_size(size: int | str) -> int:
@@ -279,25 +276,10 @@ def session_with(
     return spark
 
 
-def is_delta(spark: SparkSession, source: Source) -> bool:
-    """Return whether a dataset is a Delta path or a Delta table, not a view of one."""
-    if source.kind != "table":
-        return source.kind == "delta"
-    try:
-        detail = spark.sql(f"DESCRIBE DETAIL {source.names[0]}").first()
-    except Exception:  # a view; its class differs between classic and Connect
-        return False
-    return detail is not None and detail["format"] == "delta"
-
-
 def table_version(spark: SparkSession, source: Named, *, filetype: str) -> str | None:
     """Return what changes when a Delta path or table does; None for files, which tell by themselves."""
     found = find_source(spark, source, filetype=filetype)
     if found.kind == "files":
         return None
-    relation = found.names[0] if found.kind == "table" else path_relation("delta", found.names[0])
-    try:
-        newest = spark.sql(f"DESCRIBE HISTORY {relation} LIMIT 1").first()
-    except Exception:  # a view or a table that is not Delta: never taken for unchanged
-        return uuid.uuid4().hex
-    return f"delta:{newest['version']}" if newest else None
+    # A view, or a table that is not Delta, is never taken for unchanged.
+    return delta_version(spark, found) or uuid.uuid4().hex

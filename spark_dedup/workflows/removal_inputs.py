@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from spark_dedup.datasets import Source, find_source, partition_root, read_dataset
+from spark_dedup.datasets import Source, find_source, given_options, read_dataset, relation_of
 from spark_dedup.errors import InputError, MissingInputError
 from spark_dedup.names import is_table_name, quote_name, split_name
 from spark_dedup.outputs import check_output
+from spark_dedup.partitions import are_partitioned
 from spark_dedup.paths import exists, normalise_path
-from spark_dedup.removal.delta import check_alone, check_flat, relation_of
+from spark_dedup.removal.delta import check_alone, check_flat
 from spark_dedup.removal.text import check_id_types
 from spark_dedup.session import require_delta
 from spark_dedup.tables import ID, require_columns
@@ -165,17 +166,14 @@ def is_grouped(job: TextDuplicatesRemovalWorkflow) -> bool:
 
 def keeps_lines(job: TextDuplicatesRemovalWorkflow, found: RemovalInput) -> bool:
     """Return whether JSON lines are written as they were read: not where fields are chosen or made otherwise."""
-    read, written = (
-        {key for key, value in (options or {}).items() if value is not None}
-        for options in (job.input_kwargs, job.output_kwargs)
-    )
+    read, written = given_options(job.input_kwargs), given_options(job.output_kwargs)
     dropped = job.drop_id_field and not ids_are_made(job)
     made_anew = ids_are_made(job) and ID in map(str.lower, found.df.columns)
     return (
         (found.source.kind, job.input_filetype, job.output_filetype) == ("files", "jsonl", "jsonl")
         and (job.input_fields, job.output_fields) == (None, None)
-        and not (read or written - {"compression"} or dropped or made_anew)
-        and partition_root(found.files, found.source) is None
+        and not (read or written.keys() - {"compression"} or dropped or made_anew)
+        and not are_partitioned(found.files, found.source.names)
     )
 
 

@@ -12,7 +12,8 @@ from spark_dedup.ids.files import FileRange
 from spark_dedup.ids.generator import IdGenerator
 from spark_dedup.ids.registry import IdRegistry
 from spark_dedup.listing import FileInfo, Named
-from spark_dedup.workflows.inputs import base_of, read_input
+from spark_dedup.partitions import base_of
+from spark_dedup.workflows.inputs import read_input
 from spark_dedup.workflows.removal_inputs import (
     RemovalInput,
     columns_of,
@@ -38,7 +39,7 @@ def documents_of(
 ) -> DataFrame:
     """Return the documents with their id column, of all files or of some; JSON lines that are kept, as lines."""
     if files is not None:
-        return _read(job, spark, found, [file.path for file in files], base_of(files, found.source))
+        return _read(job, spark, found, [file.path for file in files], base_of(files, found.source.names))
     return _read(job, spark, found) if ids_are_made(job) or keeps_lines(job, found) else found.df
 
 

@@ -7,6 +7,7 @@ import uuid
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from spark_dedup.datasets import delta_detail, given_options, relation_of
 from spark_dedup.ids import jsonl
 from spark_dedup.ids.files import match_urls
 from spark_dedup.ids.splits import on_gpu
@@ -16,13 +17,12 @@ from spark_dedup.outputs import staged
 from spark_dedup.paths import delete, normalise_path, spark_location, spark_path
 from spark_dedup.progress import job_progress
 from spark_dedup.removal import passes
-from spark_dedup.removal.delta import clone_without, drop_empty_files, relation_of, view_query
+from spark_dedup.removal.delta import clone_without, drop_empty_files, view_query
 from spark_dedup.removal.lines import one_object, unescaped, with_field
 from spark_dedup.removal.text import count_documents, count_listed, remove_duplicates
 from spark_dedup.removal.vectors import clone_files, hidden_by_id, hidden_by_range
 from spark_dedup.sql_ids import numbered_query
 from spark_dedup.tables import col
-from spark_dedup.workflows.inputs import is_delta
 from spark_dedup.workflows.remaining import (
     check_balance,
     count_written,
@@ -128,14 +128,15 @@ def _write_aside(
 
 def _can_hide(job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: RemovalInput) -> bool:
     """Return whether a long list may be applied by a clone, which joins ids alone and broadcasts nothing."""
-    is_read_as_it_is = not any(value is not None for value in (job.input_kwargs or {}).values())
     # Delta cannot read a column of that name beside deletion vectors.
-    can_be_read = is_read_as_it_is and "_metadata" not in map(str.lower, found.df.columns)
+    is_plain = not given_options(job.input_kwargs) and "_metadata" not in map(str.lower, found.df.columns)
     # On a GPU the join is quick, and deletion vectors keep a plan off it.
-    if not can_be_read or ids_are_made(job) or on_gpu(spark) or not is_delta(spark, found.source):
+    if not is_plain or ids_are_made(job) or on_gpu(spark):
         return False
-    detail = spark.sql(f"DESCRIBE DETAIL {relation_of(found.source)}").first()
-    kept = detail["properties"] if detail else {}  # Iceberg's readers know no deletion vectors
+    detail = delta_detail(spark, found.source)
+    if detail is None:
+        return False
+    kept = detail["properties"]  # Iceberg's readers know no deletion vectors
     return not any(kept[key] == "true" for key in kept if key.startswith("delta.enableIcebergCompat"))
 
 
