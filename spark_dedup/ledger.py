@@ -202,9 +202,8 @@ def write_run(
         # A blind append never meets another run's commit; the transaction name keeps a twin from adding it twice.
         name = f"spark_dedup-{run.run_id}"
         writer.option("txnAppId", name).option("txnVersion", "1").append()
-        if not _is_there(
-            spark, ledger.runs, mine
-        ):  # Delta skips a name it knows, though the row was deleted since
+        # Delta skips a name it knows, though the row was deleted since.
+        if not _is_there(spark, ledger.runs, mine):
             writer.option("txnAppId", f"{name}-{token}").append()
 
     with _held(ledger):

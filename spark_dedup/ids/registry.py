@@ -26,7 +26,7 @@ from spark_dedup.ids.batches import (
 from spark_dedup.ids.generator import read_state, write_state
 from spark_dedup.ids.rows import ORIGIN, Entry, origin_rows, state_rows
 from spark_dedup.ids.turns import turn
-from spark_dedup.names import is_table_name
+from spark_dedup.names import is_table_name, spelled
 from spark_dedup.paths import exists, is_local, normalise_path, spark_location
 from spark_dedup.session import is_connect
 from spark_dedup.settings import conf_of
@@ -101,7 +101,7 @@ class IdRegistry(BatchIds):
             InputError: the table at ``location`` is no id registry, or starts at another id.
         """
         start = as_count(start_id, "start_id")
-        registry = cls(spark, _open_log(spark, _spelled(location), origin_rows(start), storage_options))
+        registry = cls(spark, _open_log(spark, spelled(location), origin_rows(start), storage_options))
         if start and not registry._log.created:
             first = registry._log.find([ORIGIN])[ORIGIN].min_id
             if first != start:
@@ -126,7 +126,7 @@ class IdRegistry(BatchIds):
         """
         next_id, ranges = read_state(path, storage_options)
         rows = state_rows(next_id, ranges, uuid.uuid4().hex)
-        registry = cls(spark, _open_log(spark, _spelled(location), rows, None))
+        registry = cls(spark, _open_log(spark, spelled(location), rows, None))
         if not registry._log.created and registry._state() != (next_id, ranges):
             raise InputError(
                 f"{registry.location} already holds an id registry with other ranges than {os.fspath(path)}; "
@@ -280,10 +280,6 @@ def _open_log(
     return SparkLog(
         _needed(spark), f"delta.{quote(spark_location(path))}", path, initial=initial, folder=folder
     )
-
-
-def _spelled(location: str | os.PathLike[str]) -> str:
-    return location if isinstance(location, str) else normalise_path(location)  # "ids" alone is a table
 
 
 def _needed(spark: SparkSession | None) -> SparkSession:

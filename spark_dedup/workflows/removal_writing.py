@@ -55,40 +55,55 @@ logger = logging.getLogger(__name__)
 def write(job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: RemovalInput) -> tuple[int, int]:
     """Write or show what remains; return rows read and rows removed."""
     listed = listed_ids(job, spark)
-    overwrite = job.output_mode == "overwrite"
     if job.output_filetype == "view":
-        with job_progress(spark, "creating the view"):
-            relation = _relation(job, spark, found)
-            docs = documents_of(job, spark, found)
-            counts = _count(job, found, docs, listed, _is_long(int(listed.count())))
-            query = view_query(relation, found.listed, _output_columns(job, docs), **fields_of(job))
-            write_view(spark, query, table_name(job), expected=counts, replace=overwrite)
-            return counts
+        return _create_view(job, spark, found, listed)
     if names_table(job):
-        docs = documents_of(job, spark, found, _limited(job, found))
-        length = int(listed.count())
-        counts = _count(job, found, docs, listed, _is_long(length))
-        with ExitStack() as held, job_progress(spark, f"writing {table_name(job)}"):
-            if _is_long(length) and _can_hide(job, spark, found):
-                clone = _name_aside(job)
-                held.callback(spark.sql, f"DROP TABLE IF EXISTS {clone}")
-                kept = _hidden(job, spark, found, listed, clone)
-            else:
-                kept = _remaining(job, docs, listed, length)
-            write_table(
-                spark,
-                _shown(job, kept),
-                table_name(job),
-                expected=counts,
-                replace=overwrite,
-                output_kwargs=job.output_kwargs,
-            )
-        return counts
-    with staged(job.output_path, mode="overwrite" if overwrite else "error") as aside:
+        return _fill_table(job, spark, found, listed)
+    with staged(job.output_path, mode="overwrite" if _replaces(job) else "error") as aside:
         counts = _write_aside(job, spark, found, listed, aside)
         filetype = "delta" if job.output_filetype == "delta-clone" else job.output_filetype
         check_balance(*counts, count_written(spark, aside, filetype=filetype))
         name_files(aside, filetype=job.output_filetype, extension=job.output_file_extension)
+    return counts
+
+
+def _replaces(job: TextDuplicatesRemovalWorkflow) -> bool:
+    return job.output_mode == "overwrite"
+
+
+def _create_view(
+    job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: RemovalInput, listed: DataFrame
+) -> tuple[int, int]:
+    with job_progress(spark, "creating the view"):
+        relation = _relation(job, spark, found)
+        docs = documents_of(job, spark, found)
+        counts = _count(job, found, docs, listed, _is_long(int(listed.count())))
+        query = view_query(relation, found.listed, _output_columns(job, docs), **fields_of(job))
+        write_view(spark, query, table_name(job), expected=counts, replace=_replaces(job))
+    return counts
+
+
+def _fill_table(
+    job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: RemovalInput, listed: DataFrame
+) -> tuple[int, int]:
+    docs = documents_of(job, spark, found, _limited(job, found))
+    length = int(listed.count())
+    counts = _count(job, found, docs, listed, _is_long(length))
+    with ExitStack() as held, job_progress(spark, f"writing {table_name(job)}"):
+        if _is_long(length) and _can_hide(job, spark, found):
+            clone = _name_aside(job)
+            held.callback(spark.sql, f"DROP TABLE IF EXISTS {clone}")
+            kept = _hidden(job, spark, found, listed, clone)
+        else:
+            kept = _remaining(job, docs, listed, length)
+        write_table(
+            spark,
+            _output(job, kept),
+            table_name(job),
+            expected=counts,
+            replace=_replaces(job),
+            output_kwargs=job.output_kwargs,
+        )
     return counts
 
 
@@ -157,8 +172,7 @@ def _relation(job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: Re
     relation = relation_of(found.source, job.input_filetype)
     if job.registry is None:
         return relation
-    named = isinstance(job.registry, str) and is_table_name(job.registry)
-    location = str(job.registry) if named else normalise_path(job.registry)
+    location = job.registry if is_table_name(job.registry) else normalise_path(job.registry)
     numbered = numbered_query(
         spark, relation, found.df, found.source, filetype=job.input_filetype, location=location
     )
@@ -255,13 +269,13 @@ def _output_columns(job: TextDuplicatesRemovalWorkflow, df: DataFrame) -> list[s
     return [name for name in columns if not (job.drop_id_field and name == job.id_field)]
 
 
-def _shown(job: TextDuplicatesRemovalWorkflow, df: DataFrame) -> DataFrame:
+def _output(job: TextDuplicatesRemovalWorkflow, df: DataFrame) -> DataFrame:
     return df.select(*[col(name) for name in _output_columns(job, df)])
 
 
 def _save(job: TextDuplicatesRemovalWorkflow, kept: DataFrame, folder: str) -> None:
     if jsonl.LINE not in kept.columns:
-        save(_shown(job, kept), folder, filetype=job.output_filetype, output_kwargs=job.output_kwargs)
+        save(_output(job, kept), folder, filetype=job.output_filetype, output_kwargs=job.output_kwargs)
         return
     line = unescaped(one_object(col(jsonl.LINE)))
     if ids_are_made(job) and not job.drop_id_field:
