@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "JobInput",
     "check_compression",
+    "check_count",
     "check_size",
     "check_unchanged",
     "inspect_input",
@@ -225,6 +226,16 @@ def read_input(
     if skipped:
         df = df.where(jsonl.bad_text().isNull())
     return df.select(*kept), sum(rows_by_url(splits).values()) - skipped
+
+
+def check_count(name: str, value: object) -> None:
+    """Check that an argument is a whole number of at least 1.
+
+    Raises:
+        InputError: it is none; names the argument.
+    """
+    if type(value) is not int or value < 1:
+        raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
 
 
 def check_size(size: int | str) -> int:
