@@ -7,14 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from spark_dedup.errors import InputError
-from spark_dedup.ids.splits import Split
+from spark_dedup.ids.files import match_urls
+from spark_dedup.ids.splits import Split, count_splits
+from spark_dedup.listing import FileInfo
 from spark_dedup.stores import store_options
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
     from pyspark.sql.types import StructField, StructType
 
-__all__ = ["BAD", "LINE", "OPTIONS", "bad_text", "check_ends", "check_lines", "lines", "open_jsonl", "parsed"]
+__all__ = ["BAD", "LINE", "OPTIONS", "bad_text", "check_files", "lines", "open_jsonl", "parsed"]
 
 logger = logging.getLogger(__name__)
 
@@ -107,17 +109,37 @@ def parsed(line: Column, *fields: StructField) -> Column:
     return F.from_json(line, schema, OPTIONS)
 
 
-def check_ends(text: DataFrame, paths: Mapping[str, str]) -> None:
+def check_files(
+    df: DataFrame, to_count: DataFrame, text: DataFrame | None, files: Sequence[FileInfo], on_bad_lines: str
+) -> tuple[list[Split], dict[str, str], int]:
+    """Count the lines of each split, and check them.
+
+    Args:
+        df: the files, as ``open_jsonl`` reads them.
+        to_count: the same for counting.
+        text: the same as text, to check that lines end with their object; None where they need not.
+        files: the files.
+        on_bad_lines: ``"error"`` or ``"skip"``.
+
+    Returns:
+        The splits, the URL that Spark reads each path by, and how many lines are malformed.
+
+    Raises:
+        InputError: malformed lines that are not to be skipped, or lines that go on; names files and lines.
+    """
+    urls = match_urls(df.inputFiles(), [file.path for file in files])
+    paths = {url: path for path, url in urls.items()}
+    splits = count_splits(to_count, bad=bad_text())
+    skipped = _check_lines(splits, paths, on_bad_lines)
+    if text is not None:
+        _check_ends(text, paths)
+    return splits, urls, skipped
+
+
+def _check_ends(text: DataFrame, paths: Mapping[str, str]) -> None:
     """Check that lines end with their object; Spark's reader leaves the rest out, be it another document.
 
     So do lines of files that were joined where one did not end in a newline.
-
-    Args:
-        text: the files, read as text.
-        paths: URL → path.
-
-    Raises:
-        InputError: some go on; names files and the lines' text.
     """
     from pyspark.sql import functions as F
 
@@ -139,17 +161,8 @@ def check_ends(text: DataFrame, paths: Mapping[str, str]) -> None:
         )
 
 
-def check_lines(splits: Sequence[Split], paths: Mapping[str, str], on_bad_lines: str) -> int:
-    """Return how many lines are malformed, and log them.
-
-    Args:
-        splits: what was counted.
-        paths: URL → path.
-        on_bad_lines: ``"error"`` or ``"skip"``.
-
-    Raises:
-        InputError: there are any, and they are not to be skipped; names files and lines.
-    """
+def _check_lines(splits: Sequence[Split], paths: Mapping[str, str], on_bad_lines: str) -> int:
+    """Return how many lines are malformed, and log them; an error unless they are to be skipped."""
     bad = sorted((s for s in splits if s.bad), key=lambda s: (s.url, s.start))
     total = sum(s.bad for s in bad)
     if not total:

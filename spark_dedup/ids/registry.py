@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import DataFrame, SparkSession
 
-__all__ = ["IdRegistry", "changes", "others_registered"]
+__all__ = ["IdRegistry", "others_registered", "raise_if_stale"]
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ class IdRegistry(BatchIds):
         pause = 0.005
         while True:
             known = self._log.find(list(wanted))
-            _raise_if_stale((wanted[key], entry) for key, entry in known.items())
+            raise_if_stale((wanted[key], entry) for key, entry in known.items())
             fresh = {key: batch for key, batch in wanted.items() if key not in known}
             if not fresh:
                 return known
@@ -233,7 +233,7 @@ class IdRegistry(BatchIds):
         return f"IdRegistry({self.location!r})"
 
 
-def changes(batch: Batch, entry: Entry) -> str | None:
+def _changes(batch: Batch, entry: Entry) -> str | None:
     """Say what changed of a batch since it was registered, as far as both tell; None when nothing did."""
     told = [
         f"{then} {what} then, {now} now"
@@ -259,8 +259,13 @@ def others_registered(spark: SparkSession, location: str, files: Iterable[str]) 
         return True
 
 
-def _raise_if_stale(pairs: Iterable[tuple[Batch, Entry]]) -> None:
-    stale = [change for batch, entry in pairs if (change := changes(batch, entry))]
+def raise_if_stale(pairs: Iterable[tuple[Batch, Entry]]) -> None:
+    """Check that batches are what the registry knows of them.
+
+    Raises:
+        StaleBatchError: naming those that are not, and how they differ.
+    """
+    stale = [change for batch, entry in pairs if (change := _changes(batch, entry))]
     if stale:
         raise stale_error(stale)
 

@@ -22,8 +22,7 @@ from spark_dedup.footers import check_readable, check_schemas, parquet_footers
 from spark_dedup.ids import jsonl
 from spark_dedup.ids.batches import named_few
 from spark_dedup.ids.curator import parse_bytes
-from spark_dedup.ids.files import match_urls
-from spark_dedup.ids.splits import count_splits, rows_by_url
+from spark_dedup.ids.splits import rows_by_url
 from spark_dedup.listing import FileInfo, Named, list_files
 from spark_dedup.paths import is_local
 from spark_dedup.runtime import ensure_pyspark
@@ -215,13 +214,11 @@ def read_input(
         require_columns(names, columns or [], where=str(found))
         if not check_lines:
             return df.select(*kept), None
-    splits = count_splits(to_count, bad=jsonl.bad_text())
     files = list_files(list(found.names), filetype=filetype, extensions=extensions)
-    urls = match_urls(df.inputFiles(), [file.path for file in files])
-    paths = {url: path for path, url in urls.items()}
-    skipped = jsonl.check_lines(splits, paths, on_bad_lines)
+    text = None
     if not given_options(read_kwargs):  # they may say what a line is
-        jsonl.check_ends(read_files(spark.read, found, filetype, extensions, as_text=True), paths)
+        text = read_files(spark.read, found, filetype, extensions, as_text=True)
+    splits, _, skipped = jsonl.check_files(df, to_count, text, files, on_bad_lines)
     require_columns(names, columns or [], where=str(found))
     if skipped:
         df = df.where(jsonl.bad_text().isNull())
