@@ -1,4 +1,4 @@
-"""Build a Spark session or work with a user's own. The only module that touches the JVM or sparkContext."""
+"""Build a Spark session or work with a user's own. Of a job's modules only this and ``hadoop`` touch the JVM."""
 
 from __future__ import annotations
 
