@@ -66,7 +66,7 @@ def check_unique_ids(
 
 
 def _bitmaps_prove(spark: SparkSession, ids: DataFrame, row: Any) -> bool:
-    """Return whether bitmaps show integers to be distinct, where these lie close together by the row of ``_ranges``."""
+    """Return whether bitmaps show integers to be distinct; they serve where ``row``, of ``_ranges``, is dense."""
     from pyspark.sql import functions as F
 
     if row["high"] - row["low"] >= 64 * row["rows"] or on_gpu(spark):  # bitmaps would leave the GPU
