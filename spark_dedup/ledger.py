@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import spark_dedup
@@ -182,30 +183,8 @@ def write_run(
     require_columns(duplicates, LEDGER_COLUMNS, where="the ledger rows")
     ledger = locate(location, spark)
     id_type = _id_type(dict(duplicates.dtypes)["id"])
-    types = {**{c: t for c, (t, _) in DUPLICATE_COLUMNS.items()}, "id": id_type}
-    types |= {"matched_id": id_type, "kept_id": id_type}
-    rows = duplicates.select(
-        F.lit(run.run_id).alias("run_id"),
-        *[
-            (col(c) if c in duplicates.columns else F.lit(None)).cast(types[c]).alias(c)
-            for c in DUPLICATE_COLUMNS
-            if c != "run_id"
-        ],
-    )
-    mine, token = F.col("run_id") == F.lit(run.run_id), uuid.uuid4().hex
-
-    def publish() -> None:
-        writer = _run_row(spark, run).writeTo(ledger.runs)
-        if _is_there(spark, ledger.runs, mine):
-            writer.overwrite(mine)
-            return
-        # A blind append never meets another run's commit; the transaction name keeps a twin from adding it twice.
-        name = f"spark_dedup-{run.run_id}"
-        writer.option("txnAppId", name).option("txnVersion", "1").append()
-        # Delta skips a name it knows, though the row was deleted since.
-        if not _is_there(spark, ledger.runs, mine):
-            writer.option("txnAppId", f"{name}-{token}").append()
-
+    rows = _as_table(run, duplicates, id_type)
+    mine = F.col("run_id") == F.lit(run.run_id)
     with _held(ledger):
         create(spark, ledger, id_type)
         check_ids(spark, ledger, id_type)
@@ -213,8 +192,32 @@ def write_run(
         # Of what was written, so that nothing is computed twice; without a row in runs it does not count yet.
         drop_all = bool(run.parameters.get("drop_all_copies"))
         check_survivors(spark.table(ledger.duplicates).where(mine), drop_all=drop_all)
-        _commit(publish, ledger)
+        _commit(partial(_publish, spark, ledger, run, mine, uuid.uuid4().hex), ledger)
     return ledger
+
+
+def _as_table(run: Run, duplicates: DataFrame, id_type: str) -> DataFrame:
+    """Return the rows of a run in the columns and types of the table ``duplicates``."""
+    from pyspark.sql import functions as F
+
+    types = {name: kind or id_type for name, (kind, _) in DUPLICATE_COLUMNS.items()}
+    own = {name: col(name) for name in DUPLICATE_COLUMNS if name in duplicates.columns}
+    own["run_id"] = F.lit(run.run_id)
+    return duplicates.select(*[own.get(n, F.lit(None)).cast(types[n]).alias(n) for n in DUPLICATE_COLUMNS])
+
+
+def _publish(spark: SparkSession, ledger: Ledger, run: Run, mine: Column, token: str) -> None:
+    """Write the row that makes a run count, in the place of its own from before."""
+    writer = _run_row(spark, run).writeTo(ledger.runs)
+    if _is_there(spark, ledger.runs, mine):
+        writer.overwrite(mine)
+        return
+    # A blind append never meets another run's commit; the transaction name keeps a twin from adding it twice.
+    name = f"spark_dedup-{run.run_id}"
+    writer.option("txnAppId", name).option("txnVersion", "1").append()
+    # Delta skips a name it knows, though the row was deleted since.
+    if not _is_there(spark, ledger.runs, mine):
+        writer.option("txnAppId", f"{name}-{token}").append()
 
 
 def find_run(spark: SparkSession, ledger: Ledger, run_id: str | None = None) -> Row:

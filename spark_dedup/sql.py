@@ -109,13 +109,7 @@ def view_queries(
     """Return the queries of ``create_views`` by view: plain SQL over the ledger's tables."""
     shown = _documents(spark, documents, filetype) if documents is not None else None
     scope = input if input is not None else documents
-    conditions = {"status": DONE}
-    if scope is not None:
-        conditions["input"] = describe_input(scope)
-    if run_id is not None:
-        ledgers.find_run(spark, ledger, run_id)
-        conditions["run_id"] = run_id
-    good = " AND ".join(f"r.{column} = {literal(value)}" for column, value in conditions.items())
+    good = _good_runs(spark, ledger, scope, run_id)
     last = f"(SELECT run_id FROM {ledger.runs} r WHERE {good} ORDER BY finished_at DESC, run_id DESC LIMIT 1)"
     rows = f"SELECT * FROM {ledger.duplicates} WHERE run_id = {last}"
     queries = {
@@ -137,15 +131,17 @@ def view_queries(
         ),
     }
     run = spark.sql(f"SELECT id_field, registry FROM {ledger.runs} WHERE run_id = {last}").first()
-    if run is None and scope is not None:
-        known = [r[0] for r in spark.sql(f"SELECT DISTINCT input FROM {ledger.runs} LIMIT 5").collect()]
-        raise InputError(
-            f"the ledger {ledger.location} has no good run of {describe_input(scope)}, only of "
-            f"{', '.join(known) or 'nothing'}: name the dataset that was matched as input="
-        )
-    if run is not None and run["registry"]:
+    if run is None:
+        if scope is not None:
+            known = [r[0] for r in spark.sql(f"SELECT DISTINCT input FROM {ledger.runs} LIMIT 5").collect()]
+            raise InputError(
+                f"the ledger {ledger.location} has no good run of {describe_input(scope)}, only of "
+                f"{', '.join(known) or 'nothing'}: name the dataset that was matched as input="
+            )
+        return queries
+    if run["registry"]:
         queries["id_ranges"] = id_ranges_query(registry_relation(run["registry"]))
-    if run is not None and shown is not None:
+    if shown is not None:
         key = id_field or run["id_field"]
         removed = queries["duplicate_ids"]
         numbered = _with_ids(spark, shown, key, run["registry"], filetype)
@@ -153,6 +149,19 @@ def view_queries(
             f"SELECT d.* FROM {numbered} d LEFT ANTI JOIN ({removed}) r ON d.{quote(key)} = r.id"
         )
     return queries
+
+
+def _good_runs(
+    spark: SparkSession, ledger: Ledger, scope: str | os.PathLike[str] | None, run_id: str | None
+) -> str:
+    """Return the condition of SQL on the runs, called ``r``, that count: of one input or all, pinned or not."""
+    conditions = {"status": DONE}
+    if scope is not None:
+        conditions["input"] = describe_input(scope)
+    if run_id is not None:
+        ledgers.find_run(spark, ledger, run_id)
+        conditions["run_id"] = run_id
+    return " AND ".join(f"r.{column} = {literal(value)}" for column, value in conditions.items())
 
 
 def source_pairs_query(rows: str, documents_by_source: str) -> str:
