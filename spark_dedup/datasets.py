@@ -12,12 +12,7 @@ from spark_dedup.errors import InputError, MissingInputError, first_line
 from spark_dedup.listing import EXTENSIONS, FileInfo, Named, endings_of, list_files, named_paths
 from spark_dedup.names import is_table_name, path_relation, quote_name, split_name
 from spark_dedup.partitions import are_partitioned
-from spark_dedup.paths import (
-    exists,
-    normalise_path,
-    spark_location,
-    spark_path,
-)
+from spark_dedup.paths import exists, normalise_path, spark_location, spark_path
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, DataFrameReader, Row, SparkSession
@@ -62,7 +57,7 @@ def find_source(spark: SparkSession, source: Named, *, filetype: str = "parquet"
     if not given:
         raise InputError("no input path was given")
     if len(given) == 1 and is_table_name(given[0]):
-        return _find_table(spark, str(given[0]))
+        return _find_table(spark, given[0])
     paths = _outermost([normalise_path(path) for path in given])
     for path in paths:
         require_client(path)

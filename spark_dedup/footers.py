@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["alike_columns", "check_columns", "check_readable", "check_schemas", "parquet_footers"]
 
+_THREADS = 16
 _MOST_DIGITS = 38
 """Of Spark's decimals."""
 
 
-def parquet_footers(files: Sequence[FileInfo], *, threads: int = 16) -> list[pa.parquet.FileMetaData]:
+def parquet_footers(files: Sequence[FileInfo]) -> list[pa.parquet.FileMetaData]:
     """Read the footers of parquet files, in parallel.
 
     Raises:
@@ -43,7 +44,7 @@ def parquet_footers(files: Sequence[FileInfo], *, threads: int = 16) -> list[pa.
         except (pa.ArrowInvalid, OSError) as error:
             return f"{file.path} ({str(error).splitlines()[0]})"
 
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         footers = list(pool.map(read, files))
     broken = [f for f in footers if isinstance(f, str)]
     if broken:

@@ -57,7 +57,7 @@ __all__ = [
 ]
 
 DONE, STOPPED = "done", "stopped"
-PATIENCE_S = 600.0
+PATIENCE_S, TRIES = 600.0, 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,8 +308,8 @@ def _busy(ledger: Ledger) -> InputError:
     )
 
 
-def _commit(write: Callable[[], None], ledger: Ledger, tries: int = 5) -> None:
-    for attempt in range(1, tries + 1):
+def _commit(write: Callable[[], None], ledger: Ledger) -> None:
+    for attempt in range(1, TRIES + 1):
         try:
             write()
             return
@@ -320,6 +320,6 @@ def _commit(write: Callable[[], None], ledger: Ledger, tries: int = 5) -> None:
             )
             if not conflict:
                 raise
-            if attempt == tries:
+            if attempt == TRIES:
                 raise _busy(ledger) from error
             time.sleep(attempt * 0.5)

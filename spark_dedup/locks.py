@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def locked(path: str, *, patience_s: float = 0.0) -> Iterator[None]:
+def locked(path: str, *, patience_s: float) -> Iterator[None]:
     """Hold a local output for one job.
 
     Parent folders that are made for the lock go again when the job leaves nothing in them.

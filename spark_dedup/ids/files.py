@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
@@ -63,11 +63,7 @@ def file_ranges(
             "; were files batched together (NeMo Curator), give its input_files_per_partition or input_blocksize"
         )
     raise_if_stale((_batch(batches[key], known[key].count), known[key]) for key in batches if key in known)
-    told = [key for key, entry in known.items() if len(batches[key]) == 1 and entry.size is not None]
-    counts = {batches[key][0].path: known[key].count for key in told}
-    asked = [file for batch in batches.values() for file in batch if file.path not in counts]
-    if asked:
-        counts |= dict(zip((file.path for file in asked), count_rows(asked), strict=True))
+    counts = _count(batches, known, count_rows)
     counted = [_batch(batch, sum(counts[file.path] for file in batch)) for batch in batches.values()]
     if isinstance(registry, IdRegistry):
         firsts = registry.register(counted)
@@ -78,6 +74,18 @@ def file_ranges(
         for first, batch in zip(firsts, batches.values(), strict=True)
         for placed in _spread(first, batch, counts)
     ]
+
+
+def _count(
+    batches: Mapping[str, Sequence[FileInfo]], known: Mapping[str, Entry], count_rows: CountRows
+) -> dict[str, int]:
+    """Return the rows of each file: as the registry knows them, where size and time told that nothing changed."""
+    told = [key for key, entry in known.items() if len(batches[key]) == 1 and entry.size is not None]
+    counts = {batches[key][0].path: known[key].count for key in told}
+    asked = [file for batch in batches.values() for file in batch if file.path not in counts]
+    if asked:
+        counts |= dict(zip((file.path for file in asked), count_rows(asked), strict=True))
+    return counts
 
 
 def _lookup(registry: IdRegistry | IdGenerator, keys: Sequence[str]) -> dict[str, Entry]:

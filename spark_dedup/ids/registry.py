@@ -299,9 +299,7 @@ def _delta_rs_reaches(spark: SparkSession | None, given: str, path: str) -> bool
         return False
     if UNSPEAKABLE.intersection(path):
         return False
-    if given.startswith("file:"):
-        return True
-    if spark is None:
+    if spark is None or given.startswith("file:"):
         return True
     default = conf_of(spark, "spark.hadoop.fs.defaultFS", "file:///")
     return default.startswith("file:") and not {"HADOOP_CONF_DIR", "YARN_CONF_DIR"} & os.environ.keys()

@@ -146,13 +146,14 @@ def with_ids(
     job: ExactDeduplicationWorkflow, spark: SparkSession, found: Documents, generator_path: str
 ) -> tuple[DataFrame, int]:
     """Register the files, and write the ids' ranges as JSON; return the documents with ids, and how many."""
-    registry = registry_of(job) or ""  # not opened yet: malformed lines shall leave none behind
+    registry = registry_of(job)
+    assert registry is not None
     with job_progress(spark, "registering ids"):
         read = documents(
             spark,
             input_of(job),
             filetype=job.input_filetype,
-            registry=registry,
+            registry=registry,  # not opened yet: malformed lines shall leave none behind
             columns=_columns(job),
             on_bad_lines=job.on_bad_lines,
             read_kwargs=job.read_kwargs,

@@ -235,11 +235,7 @@ def _check_target(
         if _full_name(spark, table_name(job)) in {_full_name(spark, name) for name in tables}:
             raise InputError(f"output {table_name(job)} is an input as well: choose another name")
     else:
-        inputs = [*found.paths, *listed.paths]
-        if job.registry is not None and not is_table_name(job.registry):
-            inputs.append(normalise_path(job.registry))
-        if job.id_generator_path is not None:
-            inputs.append(str(job.id_generator_path))
+        inputs = [*found.paths, *listed.paths, *_paths_of_ids(job)]
         check_output(job.output_path, inputs=inputs, mode="overwrite")
     if job.output_filetype in ("delta", "delta-clone"):
         require_delta(spark)
@@ -255,6 +251,15 @@ def _check_target(
             check_flat(each.files, each.source)
     if job.input_task_limit is not None and found.source.kind != "files":
         raise InputError(f"input_task_limit counts files, and {found.source} is a table: filter a view of it")
+
+
+def _paths_of_ids(job: TextDuplicatesRemovalWorkflow) -> list[str]:
+    """Return where the ids come from, unless it is a table or the documents themselves."""
+    if job.id_generator_path is not None:
+        return [str(job.id_generator_path)]
+    if job.registry is None or is_table_name(job.registry):
+        return []
+    return [normalise_path(job.registry)]
 
 
 def _full_name(spark: SparkSession, name: str) -> tuple[str, ...]:

@@ -97,7 +97,8 @@ def _made(
     if job.id_generator_path is not None:
         ids = IdGenerator.from_disk(str(job.id_generator_path), job.id_generator_storage_options)
     else:
-        ids = IdRegistry.open(spark, job.registry or "")
+        assert job.registry is not None
+        ids = IdRegistry.open(spark, job.registry)
 
     def read(blocksize: int | str | None, files_per_partition: int | None) -> Documents:
         return documents(
