@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pyspark.sql import functions as F
 
+from spark_dedup.errors import InputError
 from spark_dedup.settings import conf_of
 
 if TYPE_CHECKING:
@@ -47,9 +48,7 @@ def require_columns(df: DataFrame | Sequence[str], names: Sequence[str], *, wher
     Raises:
         InputError: naming the absent columns, ``where`` they were looked for, and those that exist.
     """
-    from spark_dedup.errors import InputError
-
-    there = list(df) if isinstance(df, list | tuple) else df.columns  # type: ignore[union-attr]
+    there = df if isinstance(df, Sequence) else df.columns
     missing = [n for n in names if n not in there]
     if missing:
         raise InputError(f"column {missing[0]!r} not found in {where}; it has {', '.join(there)}")

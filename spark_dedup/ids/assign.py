@@ -20,7 +20,7 @@ from spark_dedup.ids.registry import IdRegistry
 from spark_dedup.ids.splits import count_splits, on_gpu, rows_by_url
 from spark_dedup.listing import FileInfo, list_files
 from spark_dedup.partitions import are_partitioned, partition_values
-from spark_dedup.tables import ID, col
+from spark_dedup.tables import ID, col, require_columns
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -207,9 +207,7 @@ def _documents(df: DataFrame, ranges: list[FileRange], num_skipped: int = 0) -> 
 def _kept(there: Sequence[str], columns: Sequence[str] | None, source: Source) -> list[str]:
     """Return the columns to read, without an id column of old."""
     wanted = list(there if columns is None else columns)
-    missing = [name for name in wanted if name not in there]
-    if missing and missing != [ID]:
-        raise InputError(f"column {missing[0]!r} not found in {source}; it has {', '.join(there)}")
+    require_columns(there, [name for name in wanted if name != ID], where=str(source))
     if any(name.lower() == ID for name in there):
         logger.warning("%s has a column %s already: it is not trusted, but made anew", source, ID)
     return [name for name in wanted if name.lower() != ID]

@@ -69,7 +69,7 @@ class Split:
 
 
 def placed(df: DataFrame, columns: Sequence[Column]) -> DataFrame:
-    """Select columns of a file scan, and where each row was read; only rows that are never counted may be gone."""
+    """Select columns of a file scan, and where each row was read; ``df`` has to hold every row that is counted."""
     from pyspark.sql import functions as F
 
     return df.select(

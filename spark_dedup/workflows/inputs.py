@@ -25,8 +25,7 @@ from spark_dedup.ids.curator import parse_bytes
 from spark_dedup.ids.splits import rows_by_url
 from spark_dedup.listing import FileInfo, Named, list_files
 from spark_dedup.paths import is_local
-from spark_dedup.runtime import ensure_pyspark
-from spark_dedup.session import build_session
+from spark_dedup.session import active_or_build
 from spark_dedup.settings import NANOS_AS_LONG, conf_of
 from spark_dedup.tables import col, require_columns
 
@@ -269,19 +268,13 @@ def session_with(
     spark: SparkSession | None, startup: Mapping[str, str], *, device: str, reason: str
 ) -> SparkSession:
     """Return the given, the active, or a new session; warn where it can no longer take settings of its start."""
-    if spark is None:
-        ensure_pyspark()
-        from pyspark.sql import SparkSession
-
-        spark = SparkSession.getActiveSession()
-    if spark is None:
-        return build_session(device=device, conf=startup)
+    session = active_or_build(spark, device=device, conf=startup)
     for key, value in startup.items():
-        if conf_of(spark, key) != value:
+        if conf_of(session, key) != value:
             logger.warning(
                 "%s: this session no longer takes %s=%s: give it to the session's start", reason, key, value
             )
-    return spark
+    return session
 
 
 def table_version(spark: SparkSession, source: Named, *, filetype: str) -> str | None:
