@@ -46,7 +46,7 @@ def require_columns(df: DataFrame | Sequence[str], names: Sequence[str], *, wher
     """Check that ``df``, or a list of columns, has the top-level columns ``names``.
 
     Raises:
-        InputError: naming the absent columns, ``where`` they were looked for, and those that exist.
+        InputError: naming the first that is absent, ``where`` it was looked for, and the columns there are.
     """
     there = df if isinstance(df, Sequence) else df.columns
     missing = [n for n in names if n not in there]
