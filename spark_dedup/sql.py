@@ -23,7 +23,7 @@ from spark_dedup.tables import ID, quote
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-__all__ = ["create_views", "view_queries"]
+__all__ = ["create_views"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def create_views(
         InputError: no ledger, no run of ``documents``, a name that a table has, or no right to create views.
     """
     found = ledgers.open_ledger(spark, ledger)
-    queries = view_queries(
+    queries = _view_queries(
         spark, found, documents=documents, id_field=id_field, input=input, run_id=run_id, filetype=filetype
     )
     parts = (*split_name(prefix[:-1]), "") if prefix.endswith(".") else split_name(prefix)
@@ -97,7 +97,7 @@ def create_views(
     return list(names.values())
 
 
-def view_queries(
+def _view_queries(
     spark: SparkSession,
     ledger: Ledger,
     *,

@@ -40,7 +40,6 @@ __all__ = [
     "check_size",
     "check_unchanged",
     "inspect_input",
-    "location_of",
     "plain_files",
     "read_input",
     "session_with",
@@ -105,7 +104,7 @@ def inspect_input(
     """
     found = find_source(spark, source, filetype=filetype)
     if found.kind == "table":
-        location = location_of(spark, found.names[0])
+        location = _location_of(spark, found.names[0])
         return JobInput(found, [], None, () if location is None else (location,))
     if found.kind == "delta":
         return JobInput(found, [], None, found.names)
@@ -153,7 +152,7 @@ def plain_files(
     return found.files if filetype == "parquet" and not given_options(read_kwargs) else []
 
 
-def location_of(spark: SparkSession, table: str) -> str | None:
+def _location_of(spark: SparkSession, table: str) -> str | None:
     """Return the folder of a table, by its quoted name; None for a view."""
     rows = spark.sql(f"DESCRIBE TABLE EXTENDED {table}").where("col_name = 'Location'").collect()
     return str(rows[-1]["data_type"]) if rows else None
