@@ -141,21 +141,17 @@ def documents(
     def ranges_by(ids: IdRegistry | IdGenerator, count_rows: CountRows) -> list[FileRange]:
         return file_ranges(groups, ids, count_rows, register_new=register_new)
 
-    def read(wanted: StructType | None = None) -> DataFrame:
-        reader = spark.read.options(**given_options(read_kwargs))
-        if filetype == "jsonl":
-            reader = reader.options(**jsonl.OPTIONS)
-        known = wanted if wanted is not None else schema
-        return read_files(reader.schema(known) if known else reader, source, filetype, extensions)
-
-    if filetype != "jsonl":
-        return _parquet_documents(spark, read(), ranges_by, registry, source, files, columns)
-    text = None
-    if not given_options(read_kwargs):  # they may say what a line is
-        text = read_files(spark.read, source, filetype, extensions, as_text=True)
-    return _jsonl_documents(
-        spark, read, ranges_by, registry, source, files, columns, on_bad_lines, text, as_lines=as_lines
-    )
+    if filetype == "jsonl":
+        opened = jsonl.open_jsonl(
+            spark, source, read_kwargs=read_kwargs, extensions=extensions, schema=schema
+        )
+        text = jsonl.as_text(spark, source, read_kwargs=read_kwargs, extensions=extensions)
+        return _jsonl_documents(
+            spark, opened, text, ranges_by, registry, source, files, columns, on_bad_lines, as_lines=as_lines
+        )
+    reader = spark.read.options(**given_options(read_kwargs))
+    df = read_files(reader.schema(schema) if schema else reader, source, filetype, extensions)
+    return _parquet_documents(spark, df, ranges_by, registry, source, files, columns)
 
 
 def _table_documents(
@@ -215,19 +211,19 @@ def _kept(there: Sequence[str], columns: Sequence[str] | None, source: Source) -
 
 def _jsonl_documents(
     spark: SparkSession,
-    read: Callable[[StructType | None], DataFrame],
+    opened: tuple[list[str], DataFrame, DataFrame],
+    text: DataFrame | None,
     ranges_by: RangesBy,
     registry: IdRegistry | IdGenerator | Location,
     source: Source,
     files: Sequence[FileInfo],
     columns: Sequence[str] | None,
     on_bad_lines: str,
-    text: DataFrame | None,
     *,
     as_lines: bool,
 ) -> Documents:
     """Count splits in one pass, which also finds malformed lines; register; read by split."""
-    there, to_count, df = jsonl.open_jsonl(read)
+    there, to_count, df = opened
     kept = _kept(there, columns, source)
     splits, urls, skipped = jsonl.check_files(df, to_count, text, files, on_bad_lines)
     counts = rows_by_url(splits)

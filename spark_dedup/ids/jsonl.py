@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from spark_dedup.datasets import Source, given_options, read_files
 from spark_dedup.errors import InputError
 from spark_dedup.ids.files import match_urls
 from spark_dedup.ids.splits import Split, count_splits
@@ -13,10 +14,10 @@ from spark_dedup.listing import FileInfo
 from spark_dedup.stores import store_options
 
 if TYPE_CHECKING:
-    from pyspark.sql import Column, DataFrame
+    from pyspark.sql import Column, DataFrame, SparkSession
     from pyspark.sql.types import StructField, StructType
 
-__all__ = ["BAD", "LINE", "OPTIONS", "bad_text", "check_files", "lines", "open_jsonl", "parsed"]
+__all__ = ["BAD", "LINE", "OPTIONS", "as_text", "bad_text", "check_files", "lines", "open_jsonl", "parsed"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,28 +31,54 @@ _ARRAY = (
 OPTIONS = {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": BAD}
 """Reader options that the ids rely on."""
 
-Read = Callable[["StructType | None"], "DataFrame"]
 
-
-def open_jsonl(read: Read) -> tuple[list[str], DataFrame, DataFrame]:
+def open_jsonl(
+    spark: SparkSession,
+    source: Source,
+    *,
+    read_kwargs: Mapping[str, Any] | None,
+    extensions: Sequence[str] | None,
+    schema: StructType | None,
+) -> tuple[list[str], DataFrame, DataFrame]:
     """Open JSON lines for counting and for reading.
 
     In mode PERMISSIVE every line but a blank one is a row whatever columns are read; in DROPMALFORMED the number
-    of rows depends on the columns. So malformed lines are told by a column that holds their text.
+    of rows depends on the columns. So malformed lines are told by a column, ``BAD``, that holds their text.
 
     Args:
-        read: reads the files with a schema, or infers it; the column ``BAD`` takes malformed lines.
+        spark: the session.
+        source: where the files lie.
+        read_kwargs: options for Spark's reader.
+        extensions: endings of files to take instead of the filetype's own.
+        schema: schema of the files, when it is known; else Spark infers it.
 
     Returns:
         The columns of the documents, a frame that parses as little as counting needs, and the one to read.
     """
     from pyspark.sql.types import StringType, StructField, StructType
 
-    inferred = read(None)
-    names = [name for name in inferred.columns if name != BAD]
+    def read(wanted: StructType | None) -> DataFrame:
+        reader = spark.read.options(**given_options(read_kwargs)).options(**OPTIONS)
+        return read_files(reader.schema(wanted) if wanted else reader, source, "jsonl", extensions)
+
+    whole = read(schema)
+    names = [name for name in whole.columns if name != BAD]
     bad, none = StructField(BAD, StringType()), StructField(NONE, StringType())
-    fields = [field for field in inferred.schema.fields if field.name != BAD]
+    fields = [field for field in whole.schema.fields if field.name != BAD]
     return names, read(StructType([none, bad])), read(StructType([*fields, none, bad]))
+
+
+def as_text(
+    spark: SparkSession,
+    source: Source,
+    *,
+    read_kwargs: Mapping[str, Any] | None,
+    extensions: Sequence[str] | None,
+) -> DataFrame | None:
+    """Return the same files as text; None where options of the reader may say what a line is."""
+    if given_options(read_kwargs):
+        return None
+    return read_files(spark.read, source, "jsonl", extensions, as_text=True)
 
 
 def bad_text() -> Column:
@@ -117,7 +144,7 @@ def check_files(
     Args:
         df: the files, as ``open_jsonl`` reads them.
         to_count: the same for counting.
-        text: the same as text, to check that lines end with their object; None where they need not.
+        text: ``as_text`` of them, to check that lines end with their object.
         files: the files.
         on_bad_lines: ``"error"`` or ``"skip"``.
 

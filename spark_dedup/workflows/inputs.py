@@ -15,7 +15,6 @@ from spark_dedup.datasets import (
     find_source,
     given_options,
     read_dataset,
-    read_files,
 )
 from spark_dedup.errors import InputError
 from spark_dedup.footers import check_readable, check_schemas, parquet_footers
@@ -201,21 +200,16 @@ def read_input(
             schema=schema,
         ), None
 
-    def read(wanted: StructType | None) -> DataFrame:
-        reader = spark.read.options(**given_options(read_kwargs)).options(**jsonl.OPTIONS)
-        known = wanted if wanted is not None else schema
-        return read_files(reader.schema(known) if known else reader, found, filetype, extensions)
-
-    names, to_count, df = jsonl.open_jsonl(read)
+    names, to_count, df = jsonl.open_jsonl(
+        spark, found, read_kwargs=read_kwargs, extensions=extensions, schema=schema
+    )
     kept = [col(name) for name in (names if columns is None else columns)]
     if names:  # without any, malformed lines may be why
         require_columns(names, columns or [], where=str(found))
         if not check_lines:
             return df.select(*kept), None
     files = list_files(list(found.names), filetype=filetype, extensions=extensions)
-    text = None
-    if not given_options(read_kwargs):  # they may say what a line is
-        text = read_files(spark.read, found, filetype, extensions, as_text=True)
+    text = jsonl.as_text(spark, found, read_kwargs=read_kwargs, extensions=extensions)
     splits, _, skipped = jsonl.check_files(df, to_count, text, files, on_bad_lines)
     require_columns(names, columns or [], where=str(found))
     if skipped:
