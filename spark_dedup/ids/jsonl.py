@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
     from pyspark.sql.types import StructField, StructType
 
-__all__ = ["BAD", "LINE", "OPTIONS", "as_text", "bad_text", "check_files", "lines", "open_jsonl", "parsed"]
+__all__ = ["BAD", "LINE", "as_text", "bad_text", "check_files", "lines", "open_jsonl", "parsed"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _ARRAY = (
     "InputError: a line is an array of objects: write each on a line of its own, or name all input_fields\n"
 )
 
-OPTIONS = {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": BAD}
+_OPTIONS = {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": BAD}
 """Reader options that the ids rely on."""
 
 
@@ -58,7 +58,7 @@ def open_jsonl(
     from pyspark.sql.types import StringType, StructField, StructType
 
     def read(wanted: StructType | None) -> DataFrame:
-        reader = spark.read.options(**given_options(read_kwargs)).options(**OPTIONS)
+        reader = spark.read.options(**given_options(read_kwargs)).options(**_OPTIONS)
         return read_files(reader.schema(wanted) if wanted else reader, source, "jsonl", extensions)
 
     whole = read(schema)
@@ -133,7 +133,7 @@ def parsed(line: Column, *fields: StructField) -> Column:
     from pyspark.sql.types import StringType, StructField, StructType
 
     schema = StructType([*fields, StructField(NONE, StringType()), StructField(BAD, StringType())])
-    return F.from_json(line, schema, OPTIONS)
+    return F.from_json(line, schema, _OPTIONS)
 
 
 def check_files(
