@@ -186,7 +186,8 @@ class IdRegistry(BatchIds):
             # a failure that left open whether it committed.
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"other writers kept the id registry {self.location} busy for {PATIENCE_S:.0f} s"
+                    f"other writers kept the id registry {self.location} busy for {PATIENCE_S:.0f} s: "
+                    "run the job again"
                 )
             time.sleep(pause * random.random())
             pause = min(2 * pause, 0.2)
