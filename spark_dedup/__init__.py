@@ -21,7 +21,8 @@ _NAMES = {
     "spark_dedup.workflows.exact": ("ExactDeduplicationWorkflow",),
     "spark_dedup.workflows.removal": ("TextDuplicatesRemovalWorkflow",),
     "spark_dedup.workflows.semantic": ("KMeansStage", "SemanticDeduplicationWorkflow"),
-    "spark_dedup.sql": ("create_views", "register"),
+    "spark_dedup.sql": ("create_views",),
+    "spark_dedup.sql_functions": ("register",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
@@ -84,7 +85,8 @@ if TYPE_CHECKING:
     from spark_dedup.semantic.pairwise import pairwise_similarity
     from spark_dedup.semantic.ranking import RankingStrategy
     from spark_dedup.session import build_session
-    from spark_dedup.sql import create_views, register
+    from spark_dedup.sql import create_views
+    from spark_dedup.sql_functions import register
     from spark_dedup.workflows.exact import ExactDeduplicationWorkflow
     from spark_dedup.workflows.removal import TextDuplicatesRemovalWorkflow
     from spark_dedup.workflows.semantic import KMeansStage, SemanticDeduplicationWorkflow

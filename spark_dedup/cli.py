@@ -6,13 +6,14 @@ import json
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 import spark_dedup
+from spark_dedup.cli_options import common, filetype, inputs, limits, on_bad_lines, rules, writes
 from spark_dedup.errors import InputError, first_line, innermost_reason
 from spark_dedup.java import compile_quickly
 from spark_dedup.listing import check_there, is_small
@@ -23,65 +24,6 @@ _BAD_PATH = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirector
 _BAD_INPUT = (ValueError, KeyError, *_BAD_PATH)
 
 
-def common(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options every job has."""
-    for option in (
-        click.option(
-            "--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True
-        ),
-        click.option("--json", "as_json", is_flag=True, help="Print the metadata as the last line, as JSON."),
-        click.option("--debug", is_flag=True, help="Show tracebacks."),
-        click.option("--quiet", is_flag=True, help="Log warnings only."),
-    ):
-        command = option(command)
-    return command
-
-
-def rules(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of jobs that choose who survives."""
-    for option in (
-        click.option(
-            "--drop-all-copies",
-            is_flag=True,
-            help="Remove survivors too, but for those of protected sources.",
-        ),
-        click.option(
-            "--protected-source",
-            "protected_sources",
-            multiple=True,
-            help="Source that loses nothing; may be repeated.",
-        ),
-        click.option(
-            "--source-priority", multiple=True, help="Source whose copies stay first; may be repeated."
-        ),
-        click.option(
-            "--source-field", help="Column that names each document's source, for the ledger and rules."
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def limits(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of jobs that stop before they remove too much."""
-    for name, what in (("removed", "this share of the records"), ("cluster", "a group of this share")):
-        option = click.option(
-            f"--max-{name}-fraction", type=float, help=f"Stop before removing more than {what}."
-        )
-        command = option(command)
-    return command
-
-
-def writes(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of jobs that write."""
-    for option in (
-        click.option("--dry-run", is_flag=True, help="Say what would be read and written; touch nothing."),
-        click.option("--overwrite", is_flag=True, help="Replace a finished output."),
-    ):
-        command = option(command)
-    return command
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(spark_dedup.__version__, prog_name="spark-dedup")
 def cli() -> None:
@@ -89,13 +31,11 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("--input", "input_path", required=True, multiple=True, help="Path or table; may be repeated.")
+@inputs
 @click.option("--output", "output_path", required=True, help="Folder for the results.")
 @click.option("--text-field", default="text", show_default=True)
 @click.option("--id-field", help="Column of unique ids; without it ids are assigned.")
-@click.option(
-    "--filetype", type=click.Choice(["parquet", "jsonl", "delta"]), default="parquet", show_default=True
-)
+@filetype("input_filetype")
 @click.option("--remove", "perform_removal", is_flag=True, help="Also write the documents that remain.")
 @click.option(
     "--keep", multiple=True, help="Column that chooses the survivor, as quality:desc; may be repeated."
@@ -103,29 +43,26 @@ def cli() -> None:
 @rules
 @click.option("--verify", is_flag=True, help="Compare the texts themselves inside each hash group.")
 @click.option("--registry", help="Where the id registry lies; default OUTPUT/id_registry.")
-@click.option("--on-bad-lines", type=click.Choice(["error", "skip"]), default="error", show_default=True)
+@on_bad_lines
 @click.option("--ledger", help="Folder or schema of a ledger that gets this run.")
 @limits
 @writes
 @common
-def exact(input_path: tuple[str, ...], keep: tuple[str, ...], overwrite: bool, **options: Any) -> Any:
+def exact(keep: tuple[str, ...], overwrite: bool, **options: Any) -> Any:
     """Find documents whose text is equal."""
     from spark_dedup import ExactDeduplicationWorkflow
 
-    id_field = options.get("id_field")
     return _run(
         ExactDeduplicationWorkflow,
         options,
-        input_path=_one_or_many(input_path),
-        input_filetype=options.pop("filetype"),
-        assign_id=id_field is None,
+        assign_id=options["id_field"] is None,
         keep=[_order(item) for item in keep] or None,
         output_mode="overwrite" if overwrite else "error",
     )
 
 
 @cli.command()
-@click.option("--input", "input_path", required=True, multiple=True, help="Path or table; may be repeated.")
+@inputs
 @click.option(
     "--duplicates", "ids_to_remove_path", required=True, help="Parquet files or table of ids to remove."
 )
@@ -134,9 +71,7 @@ def exact(input_path: tuple[str, ...], keep: tuple[str, ...], overwrite: bool, *
 @click.option("--duplicate-id-field", default="id", show_default=True)
 @click.option("--id-generator", "id_generator_path", help="JSON of assigned ids, ours or NeMo Curator's.")
 @click.option("--registry", help="Id registry, instead of --id-generator.")
-@click.option(
-    "--filetype", type=click.Choice(["parquet", "jsonl", "delta"]), default="parquet", show_default=True
-)
+@filetype("input_filetype")
 @click.option(
     "--format",
     "output_filetype",
@@ -145,24 +80,19 @@ def exact(input_path: tuple[str, ...], keep: tuple[str, ...], overwrite: bool, *
     show_default=True,
 )
 @click.option("--drop-id-field", is_flag=True, help="Leave the id column out.")
-@click.option("--on-bad-lines", type=click.Choice(["error", "skip"]), default="error", show_default=True)
+@on_bad_lines
 @writes
 @common
-def remove(input_path: tuple[str, ...], overwrite: bool, **options: Any) -> Any:
+def remove(overwrite: bool, **options: Any) -> Any:
     """Write the documents that are not listed."""
     from spark_dedup import TextDuplicatesRemovalWorkflow
 
-    return _run(
-        TextDuplicatesRemovalWorkflow,
-        options,
-        input_path=_one_or_many(input_path),
-        input_filetype=options.pop("filetype"),
-        output_mode="overwrite" if overwrite else "error",
-    )
+    mode = "overwrite" if overwrite else "error"
+    return _run(TextDuplicatesRemovalWorkflow, options, output_mode=mode)
 
 
 @cli.command()
-@click.option("--input", "input_path", required=True, multiple=True, help="Path or table; may be repeated.")
+@inputs
 @click.option("--output", "output_path", required=True, help="Folder for the results.")
 @click.option("--n-clusters", type=int, required=True)
 @click.option(
@@ -186,9 +116,7 @@ def remove(input_path: tuple[str, ...], overwrite: bool, **options: Any) -> Any:
 @click.option("--fit-data-fraction", type=float, help="Fit the centroids on a sample of this size.")
 @click.option("--n-probe", default=1, show_default=True, help="Clusters each record is compared in.")
 @click.option("--pairwise-batch-size", default=1024, show_default=True, help="Rows multiplied at once.")
-@click.option(
-    "--filetype", type=click.Choice(["parquet", "jsonl", "delta"]), default="parquet", show_default=True
-)
+@filetype("input_filetype")
 @click.option(
     "--remove", "perform_removal", is_flag=True, help="Also write the records that remain; needs --eps."
 )
@@ -202,34 +130,23 @@ def remove(input_path: tuple[str, ...], overwrite: bool, **options: Any) -> Any:
 @limits
 @click.option("--dry-run", is_flag=True, help="Say what would be read and written; touch nothing.")
 @common
-def semantic(input_path: tuple[str, ...], metadata_fields: tuple[str, ...], **options: Any) -> Any:
+def semantic(metadata_fields: tuple[str, ...], **options: Any) -> Any:
     """Find records whose embeddings are close."""
     from spark_dedup import SemanticDeduplicationWorkflow
 
     if options["perform_removal"] and options["eps"] is None:
         raise InputError("--remove needs --eps: without a threshold nothing is a duplicate")
-    return _run(
-        SemanticDeduplicationWorkflow,
-        options,
-        input_path=_one_or_many(input_path),
-        input_filetype=options.pop("filetype"),
-        metadata_fields=list(metadata_fields) or None,
-    )
-
-
-def _one_or_many(given: Sequence[str]) -> str | list[str]:
-    return given[0] if len(given) == 1 else list(given)
+    return _run(SemanticDeduplicationWorkflow, options, metadata_fields=list(metadata_fields) or None)
 
 
 def _order(item: str) -> str | tuple[str, str]:
+    """Return ``quality:desc`` as a pair; a name with another colon, or none, as it is."""
     name, colon, direction = item.rpartition(":")
     return (name, direction) if colon and direction.lower() in ("asc", "desc") else item
 
 
 def _run(workflow: Any, options: dict[str, Any], **arguments: Any) -> Any:
     """Build a job from options that carry its own parameter names, and run it or plan it."""
-    for name in ("as_json", "debug", "quiet"):
-        options.pop(name)
     dry_run = options.pop("dry_run")
     job = workflow(**{**options, **arguments})
     for named in (job.input_path, getattr(job, "ids_to_remove_path", [])):
@@ -310,14 +227,13 @@ def _one_line(error: Exception) -> str:
 
 
 def _show(result: Any, *, as_json: bool) -> None:
-    if result is None or isinstance(result, int):
+    if result is None or isinstance(result, int):  # --help, --version
         return
-    metadata = result if isinstance(result, dict) else result.metadata
-    click.echo(
-        "\n".join(f"{k}: {v}" for k, v in result.items() if not isinstance(v, list))
-        if isinstance(result, dict)
-        else repr(result)
-    )
+    if isinstance(result, dict):
+        metadata, shown = result, [f"{k}: {v}" for k, v in result.items() if not isinstance(v, list)]
+    else:
+        metadata, shown = result.metadata, [repr(result)]
+    click.echo("\n".join(shown))
     if as_json:
         click.echo(json.dumps(metadata, default=str))
 

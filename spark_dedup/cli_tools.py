@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from spark_dedup.cli import cli, common
+from spark_dedup.cli import cli
+from spark_dedup.cli_options import common, filetype
 
 __all__: list[str] = []
 
@@ -21,9 +22,7 @@ def ids() -> None:
 @click.argument("registry")
 @click.option("--limit", type=click.IntRange(min=0), default=20, show_default=True)
 @common
-def show_ids(
-    registry: str, limit: int, device: str, as_json: bool, debug: bool, quiet: bool
-) -> dict[str, Any]:
+def show_ids(registry: str, limit: int, device: str) -> dict[str, Any]:
     """Show the next id and the first ranges of REGISTRY (a Delta registry or its JSON)."""
     if registry.endswith(".json"):
         from spark_dedup import IdGenerator
@@ -51,9 +50,7 @@ def show_ids(
 @click.argument("registry")
 @click.argument("path")
 @common
-def export_ids(
-    registry: str, path: str, device: str, as_json: bool, debug: bool, quiet: bool
-) -> dict[str, Any]:
+def export_ids(registry: str, path: str, device: str) -> dict[str, Any]:
     """Write REGISTRY as JSON to PATH, as NeMo Curator reads it."""
     opened = _registry(registry, device)
     opened.to_disk(path)
@@ -64,9 +61,7 @@ def export_ids(
 @click.argument("path")
 @click.argument("registry")
 @common
-def import_ids(
-    path: str, registry: str, device: str, as_json: bool, debug: bool, quiet: bool
-) -> dict[str, Any]:
+def import_ids(path: str, registry: str, device: str) -> dict[str, Any]:
     """Load the JSON at PATH, ours or NeMo Curator's, into a new REGISTRY."""
     from spark_dedup import IdRegistry, build_session
 
@@ -81,11 +76,9 @@ def import_ids(
 @click.option("--id-field", help="Id column of the documents; the run's own by default.")
 @click.option("--input", help="Dataset whose runs count, when it is not --documents.")
 @click.option("--run-id", help="Count this run only, now and later.")
-@click.option(
-    "--filetype", type=click.Choice(["parquet", "jsonl", "delta"]), default="parquet", show_default=True
-)
+@filetype("filetype")
 @common
-def views(device: str, as_json: bool, debug: bool, quiet: bool, **options: Any) -> dict[str, Any]:
+def views(device: str, **options: Any) -> dict[str, Any]:
     """Create SQL views over a ledger; they follow new runs."""
     from spark_dedup import build_session, create_views
 
@@ -100,15 +93,11 @@ def views(device: str, as_json: bool, debug: bool, quiet: bool, **options: Any) 
 @click.option("--id-field", help="Id column of the documents; the run's own by default.")
 @click.option("--text-field", help="Text column; the run's own by default.")
 @click.option("--image-field", help="Column of encoded images, shown in place of texts.")
-@click.option(
-    "--filetype", type=click.Choice(["parquet", "jsonl", "delta"]), default="parquet", show_default=True
-)
+@filetype("filetype")
 @click.option("--pairs", help="Pairwise results, for thresholds looser than the run's own.")
 @click.option("--groups", "n_groups", default=20, show_default=True, help="Groups to show.")
 @common
-def report(
-    output: str, device: str, as_json: bool, debug: bool, quiet: bool, **options: Any
-) -> dict[str, Any]:
+def report(output: str, device: str, **options: Any) -> dict[str, Any]:
     """Write a run's figures, groups and doubtful removals as one HTML file."""
     from spark_dedup import build_session
     from spark_dedup.report import make_report
@@ -149,9 +138,6 @@ def sweep(
     fraction: float | None,
     plot: str | None,
     device: str,
-    as_json: bool,
-    debug: bool,
-    quiet: bool,
 ) -> dict[str, Any]:
     """Show what each threshold would remove, from stored similarities; nothing is computed again."""
     from spark_dedup import build_session
@@ -192,9 +178,6 @@ def audit(
     eps: tuple[float, ...],
     n_probe: int,
     device: str,
-    as_json: bool,
-    debug: bool,
-    quiet: bool,
     **options: Any,
 ) -> dict[str, Any]:
     """Estimate what share of the true pairs the clustering found, by brute force on a sample."""

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 from spark_dedup.errors import InputError, MissingInputError, first_line
-from spark_dedup.listing import EXTENSIONS, FileInfo, Named, endings_of, list_files
-from spark_dedup.names import is_table_name, quote_name, split_name
-from spark_dedup.paths import (
-    exists,
-    normalise_path,
-    spark_location,
-    spark_path,
-)
+from spark_dedup.listing import EXTENSIONS, FileInfo, Named, endings_of, list_files, named_paths
+from spark_dedup.names import is_table_name, path_relation, quote_name, split_name
+from spark_dedup.partitions import are_partitioned
+from spark_dedup.paths import exists, normalise_path, spark_location, spark_path
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, DataFrameReader, SparkSession
+    from pyspark.sql import DataFrame, DataFrameReader, Row, SparkSession
     from pyspark.sql.types import StructType
 
 __all__ = [
     "Source",
+    "delta_detail",
+    "delta_version",
     "find_source",
-    "partition_root",
-    "partition_values",
+    "given_options",
     "read_dataset",
     "read_files",
+    "relation_of",
 ]
 
 
@@ -57,20 +53,11 @@ def find_source(spark: SparkSession, source: Named, *, filetype: str = "parquet"
 
     if filetype not in (*EXTENSIONS, "delta"):
         raise InputError(f"unsupported filetype {filetype!r}: use {', '.join(EXTENSIONS)} or delta")
-    given = [source] if isinstance(source, str | PathLike) else list(source)
+    given = named_paths(source)
     if not given:
         raise InputError("no input path was given")
     if len(given) == 1 and is_table_name(given[0]):
-        name = quote_name(split_name(str(given[0])))
-        try:
-            is_there = spark.catalog.tableExists(name)
-        except Exception as error:  # an unknown catalog; its class differs between classic and Connect
-            raise InputError(f"cannot look for the table {name}: {first_line(error)}") from error
-        if is_there:
-            return Source("table", (name,))
-        raise MissingInputError(
-            f"{given[0]!r} is neither an existing path nor a table of this session's catalog"
-        )
+        return _find_table(spark, given[0])
     paths = _outermost([normalise_path(path) for path in given])
     for path in paths:
         require_client(path)
@@ -87,10 +74,62 @@ def find_source(spark: SparkSession, source: Named, *, filetype: str = "parquet"
     return Source("files", paths)
 
 
+def _find_table(spark: SparkSession, given: str) -> Source:
+    name = quote_name(split_name(given))
+    try:
+        is_there = spark.catalog.tableExists(name)
+    except Exception as error:  # an unknown catalog; its class differs between classic and Connect
+        raise InputError(f"cannot look for the table {name}: {first_line(error)}") from error
+    if not is_there:
+        raise MissingInputError(
+            f"{given!r} is neither an existing path nor a table of this session's catalog"
+        )
+    return Source("table", (name,))
+
+
 def _outermost(paths: Sequence[str]) -> tuple[str, ...]:
     """Return each path once, and none that lies below another: Spark would read its files twice."""
     unique = list(dict.fromkeys(paths))
     return tuple(p for p in unique if not any(p.startswith(f"{other}/") for other in unique))
+
+
+def relation_of(source: Source, filetype: str = "parquet") -> str:
+    """Return a dataset as SQL names it in FROM.
+
+    Raises:
+        InputError: for several paths, which SQL cannot name at once.
+    """
+    if source.kind == "table":
+        return source.names[0]
+    if len(source.names) != 1:
+        raise InputError("SQL names one path at a time: make a view of them first, or take them one by one")
+    kind = "delta" if source.kind == "delta" else "json" if filetype == "jsonl" else "parquet"
+    return path_relation(kind, source.names[0])
+
+
+def delta_detail(spark: SparkSession, source: Source) -> Row | None:
+    """Return what ``DESCRIBE DETAIL`` says of a Delta path or table; None for files, views and other tables."""
+    if source.kind == "files":
+        return None
+    try:
+        detail = spark.sql(f"DESCRIBE DETAIL {relation_of(source)}").first()
+    except Exception:  # a view; its class differs between classic and Connect
+        return None
+    return detail if detail is not None and detail["format"] == "delta" else None
+
+
+def delta_version(spark: SparkSession, source: Source) -> str | None:
+    """Return ``delta:N``, the newest version of a Delta path or table; None for views and other tables."""
+    try:
+        newest = spark.sql(f"DESCRIBE HISTORY {relation_of(source)} LIMIT 1").first()
+    except Exception:  # its class differs between classic and Connect
+        return None
+    return f"delta:{newest['version']}" if newest else None
+
+
+def given_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the options of a reader or writer that were given: one that is None was not."""
+    return {name: value for name, value in (options or {}).items() if value is not None}
 
 
 def read_dataset(
@@ -122,7 +161,7 @@ def read_dataset(
     from spark_dedup.tables import col, require_columns
 
     found = find_source(spark, source, filetype=filetype)
-    reader = spark.read.options(**{k: v for k, v in (read_kwargs or {}).items() if v is not None})
+    reader = spark.read.options(**given_options(read_kwargs))
     if found.kind == "table":
         df = _table(spark, found.names[0])
     elif found.kind == "delta":
@@ -157,35 +196,52 @@ def read_files(
     With ``as_text`` their lines are a column ``value``, blank ones included.
     """
     roots = list(source.names)
-    endings = endings_of(filetype, extensions)
     files = list_files(roots, filetype=filetype, extensions=extensions)
     folders = [root for root in roots if all(file.path != root for file in files)]
     if folders and len(folders) < len(roots):
         roots = [file.path for file in files]  # no one filter fits folders and files both
     elif folders:
-        literal = [re.sub(r"([\\*?\[\]{},])", r"\\\1", ending) for ending in endings]
-        reader = reader.option("pathGlobFilter", "*{" + ",".join(literal) + "}")
-        partitioned = _partitioned(files, roots)
-        if partitioned and len(roots) > 1:
-            raise InputError(
-                f"{', '.join(roots)} each have partition folders (column=value), which cannot be read together: "
-                "name the folder above them, or take them one by one"
-            )
-        if not partitioned:
-            reader = reader.option("recursiveFileLookup", "true")
+        reader = _over_folders(reader, files, roots, endings_of(filetype, extensions))
     paths = [spark_path(root) for root in roots]
-    try:
-        df: DataFrame
+    df: DataFrame
+    with _named_failure(source, filetype):
         if as_text:
             df = reader.text(paths)
         else:
             df = reader.json(paths) if filetype == "jsonl" else reader.parquet(*paths)
         df.columns  # noqa: B018 - a Connect session looks at the files only now
-    except Exception as error:
-        unread = re.search(r"while reading file (\S+?)\.? ", str(error)) if filetype == "jsonl" else None
-        if unread is not None:
+    return df
+
+
+def _over_folders(
+    reader: DataFrameReader, files: Sequence[FileInfo], roots: Sequence[str], endings: Sequence[str]
+) -> DataFrameReader:
+    """Have a reader take the files of folders that end so, at any depth or by partition folders.
+
+    Raises:
+        InputError: for several folders with partition folders.
+    """
+    literal = [re.sub(r"([\\*?\[\]{},])", r"\\\1", ending) for ending in endings]
+    reader = reader.option("pathGlobFilter", "*{" + ",".join(literal) + "}")
+    if not are_partitioned(files, roots):
+        return reader.option("recursiveFileLookup", "true")
+    if len(roots) > 1:
+        raise InputError(
+            f"{', '.join(roots)} each have partition folders (column=value), which cannot be read together: "
+            "name the folder above them, or take them one by one"
+        )
+    return reader
+
+
+@contextlib.contextmanager
+def _named_failure(source: Source, filetype: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # its class differs between classic and Connect
+        torn = re.search(r"while reading file (\S+?)\.? ", str(error)) if filetype == "jsonl" else None
+        if torn is not None:
             raise InputError(
-                f"{normalise_path(unread[1])} cannot be read to its end: write it again or remove it"
+                f"{normalise_path(torn[1])} cannot be read to its end: write it again or remove it"
             ) from error
         if "COLUMN_ALREADY_EXISTS" not in str(error):
             raise
@@ -193,48 +249,3 @@ def read_files(
             f"{source} has columns whose names are equal or differ only in case ({first_line(error)}): rename one, "
             "or set spark.sql.caseSensitive=true"
         ) from error
-    return df
-
-
-def partition_root(files: Sequence[FileInfo], source: Source) -> str | None:
-    """Return Spark's ``basePath`` for reading some files of a source; None when no folder names partition them.
-
-    Unlike a path to read, it may hold no escaped glob characters: Spark takes it as it is.
-    """
-    return spark_location(source.names[0]) if _partitioned(files, source.names) else None
-
-
-def partition_values(file: FileInfo, source: Source) -> dict[str, str | None]:
-    """Return what the folders named ``column=value`` above a file say, as Spark writes it."""
-    named = [part.partition("=")[::2] for part in _below(file.path, source.names)]
-    return {
-        unquote(name): None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value)
-        for name, value in named
-    }
-
-
-def _partitioned(files: Sequence[FileInfo], roots: Sequence[str]) -> bool:
-    """Return whether folders named ``column=value`` partition the files.
-
-    Spark silently leaves out files that lie beside partition folders, so all must be partitioned alike.
-
-    Raises:
-        InputError: for a folder ``column=`` or ``=value``, at which Spark fails.
-    """
-    layouts = {tuple(part.partition("=")[:2] for part in _below(file.path, roots)) for file in files}
-    first = next(iter(layouts), ())
-    if len(layouts) != 1 or first == () or not all(equals for _, equals in first):
-        return False
-    parts = {part: file.path for file in files for part in _below(file.path, roots)}
-    torn = next((part for part in parts if part.startswith("=") or part.endswith("=")), None)
-    if torn is not None:
-        raise InputError(
-            f"{parts[torn]} lies in a folder {torn!r}, which lacks a column or its value: name it column=value "
-            "(a null is __HIVE_DEFAULT_PARTITION__), or without '='"
-        )
-    return True
-
-
-def _below(path: str, roots: Sequence[str]) -> tuple[str, ...]:
-    root = next((r for r in roots if path.startswith(r + "/")), None)
-    return PurePosixPath(path[len(root) + 1 :]).parts[:-1] if root else ()

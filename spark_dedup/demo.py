@@ -39,6 +39,7 @@ TEXT_ENDINGS = (
 )
 SHARD_BYTES = 16 << 20
 MAX_FILE_BYTES = 1 << 20
+EPS = 0.03
 
 
 def find_texts(roots: list[Path]) -> Iterator[Path]:
@@ -87,8 +88,8 @@ def gather(roots: list[Path], target: Path) -> int:
 
 def documents_of(given: str | None, output: Path) -> tuple[str, str, str]:
     """Return (path, filetype, what it is) of the demo's input, gathering texts where it is not a dataset yet."""
-    if given is not None:
-        found = Path(given).expanduser()
+    found = None if given is None else Path(given).expanduser()
+    if found is not None:
         if not found.exists():
             raise InputError(f"INPUT {given} does not exist")
         for filetype, endings in (
@@ -97,7 +98,7 @@ def documents_of(given: str | None, output: Path) -> tuple[str, str, str]:
         ):
             if any(found.match(e) or (found.is_dir() and any(found.rglob(e))) for e in endings):
                 return str(found), filetype, f"the {filetype} files in {found}"
-    roots = [Path(given)] if given else _python_folders()
+    roots = _python_folders() if found is None else [found]
     documents = output / "documents"
     total = gather(roots, documents)
     if not total:
@@ -110,7 +111,7 @@ def _python_folders() -> list[Path]:
     return [f for f in folders if not any(f != other and f.is_relative_to(other) for other in folders)]
 
 
-def show_groups(docs: DataFrame, *, id_field: str, label: str | None, limit: int = 5) -> None:
+def show_groups(docs: DataFrame, *, id_field: str, label: str | None) -> None:
     """Print the largest groups of equal texts, each with a sample of the text and of where it lies."""
     from pyspark.sql import functions as F
 
@@ -121,7 +122,7 @@ def show_groups(docs: DataFrame, *, id_field: str, label: str | None, limit: int
     groups = rows.groupBy("kept_id").agg(
         F.count("*").alias("n"), F.slice(F.sort_array(F.collect_list("id")), 1, 2)
     )
-    largest = groups.orderBy(F.desc("n"), "kept_id").limit(limit).collect()
+    largest = groups.orderBy(F.desc("n"), "kept_id").limit(5).collect()
     wanted = [i for row in largest for i in (row[0], *row[2])]
     picked = docs.where(col(id_field).isin(wanted)).select(
         col(id_field), F.substring(F.coalesce("text", F.lit("")), 1, 400), *([col(label)] if label else [])
@@ -161,19 +162,19 @@ def run_exact(spark: SparkSession, path: str, filetype: str, output: Path) -> No
         show_groups(docs, id_field="_curator_dedup_id", label="path" if "path" in docs.columns else None)
 
 
-def embed(texts: list[str], *, dim: int = 128) -> Any:
-    """Return (n, dim) float32 embeddings of texts by TF-IDF and truncated SVD: offline, no language model."""
+def embed(texts: list[str]) -> Any:
+    """Return (n, at most 128) float32 embeddings of texts by TF-IDF and truncated SVD: no language model."""
     import numpy as np
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     words = TfidfVectorizer(max_features=20_000, sublinear_tf=True, token_pattern=r"[A-Za-z_]{2,}", min_df=2)
     counts = words.fit_transform(texts)
-    kept = min(dim, counts.shape[1] - 1, len(texts) - 1)
+    kept = min(128, counts.shape[1] - 1, len(texts) - 1)
     return TruncatedSVD(kept, random_state=0).fit_transform(counts).astype(np.float32)
 
 
-def run_semantic(spark: SparkSession, kept: Path, output: Path, rows: int, *, eps: float = 0.03) -> None:
+def run_semantic(spark: SparkSession, kept: Path, output: Path, rows: int) -> None:
     """Embed a sample of what remains, find its near-duplicates, and print and plot them."""
     import numpy as np
     import pyarrow as pa
@@ -201,19 +202,19 @@ def run_semantic(spark: SparkSession, kept: Path, output: Path, rows: int, *, ep
         input_path=str(embeddings.parent),
         output_path=str(output / "semantic"),
         n_clusters=max(2, len(sample) // 150),
-        eps=eps,
+        eps=EPS,
         max_iter=50,
     ).run(spark)
     found = result["num_duplicates"]
     click.echo(
         f"\nSEMANTIC  {len(sample):,} of the remaining documents, as TF-IDF + SVD vectors (no language model): "
-        f"{found:,} near-duplicates at eps {eps} ({found / len(sample):.1%}). {result['total_time']:.0f} s"
+        f"{found:,} near-duplicates at eps {EPS} ({found / len(sample):.1%}). {result['total_time']:.0f} s"
     )
     pairs = spark.read.parquet(str(output / "semantic" / "pairwise_results"))
     swept = sweep(pairs, samples=0)
     click.echo(textwrap.indent(swept.table, "  "))
     swept.plot(output / "similarity.png")
-    show_pairs(pairs, dict(zip(sample["id"], sample["text"], strict=True)), _labels(sample, label), eps=eps)
+    show_pairs(pairs, dict(zip(sample["id"], sample["text"], strict=True)), _labels(sample, label))
 
 
 def _labels(sample: Any, label: str | None) -> dict[int, str]:
@@ -221,14 +222,12 @@ def _labels(sample: Any, label: str | None) -> dict[int, str]:
     return dict(zip(sample["id"], shown, strict=True))
 
 
-def show_pairs(
-    pairs: DataFrame, texts: dict[int, str], labels: dict[int, str], *, eps: float, limit: int = 3
-) -> None:
+def show_pairs(pairs: DataFrame, texts: dict[int, str], labels: dict[int, str]) -> None:
     """Print near-duplicates that are not quite equal, with the first line in which they differ."""
     from pyspark.sql import functions as F
 
-    near = pairs.where(F.col("cosine_sim_score").between(1 - eps, 0.9999) & (F.col("id") != F.col("max_id")))
-    for row in near.orderBy(F.desc("cosine_sim_score"), "id").limit(limit).collect():
+    near = pairs.where(F.col("cosine_sim_score").between(1 - EPS, 0.9999) & (F.col("id") != F.col("max_id")))
+    for row in near.orderBy(F.desc("cosine_sim_score"), "id").limit(3).collect():
         click.echo(
             f"\n  {row['cosine_sim_score']:.4f}  {labels[row['id']]}\n          {labels[row['max_id']]}"
         )
@@ -263,7 +262,6 @@ def main(given: str | None, output: str, rows: int) -> None:
     except InputError as error:
         click.echo(f"demo: {error}", err=True)
         sys.exit(2)
-    name = click.style
     click.echo(f"""
 RESULTS
   {folder}/exact/ExactDuplicateIds/   ids to remove (parquet)
@@ -272,7 +270,7 @@ RESULTS
   {folder}/semantic/duplicates/       ids of near-duplicates (parquet)
   {folder}/similarity.png             what each threshold would remove
 
-NEXT  {name("on your own data", bold=True)}
+NEXT  {click.style("on your own data", bold=True)}
   make demo INPUT=/path/to/your/parquet OUTPUT=/path/to/results
   .venv/bin/spark-dedup exact --input /path/to/your/parquet --output /path/to/results --remove
 """)

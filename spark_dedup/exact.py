@@ -153,7 +153,7 @@ def duplicate_rows(
 
 
 def ids_and_groups(rows: DataFrame, *, id_field: str) -> DataFrame:
-    """Return of ``duplicate_rows`` the id, under its own name, and whether it is its group's first to remove.
+    """Return the ids of ``duplicate_rows`` under their own name, and whether each is its group's first to remove.
 
     The second column counts the groups: each has exactly one such row.
     """

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["alike_columns", "check_columns", "check_readable", "check_schemas", "parquet_footers"]
 
+_THREADS = 16
 _MOST_DIGITS = 38
 """Of Spark's decimals."""
 
 
-def parquet_footers(files: Sequence[FileInfo], *, threads: int = 16) -> list[pa.parquet.FileMetaData]:
+def parquet_footers(files: Sequence[FileInfo]) -> list[pa.parquet.FileMetaData]:
     """Read the footers of parquet files, in parallel.
 
     Raises:
@@ -43,7 +44,7 @@ def parquet_footers(files: Sequence[FileInfo], *, threads: int = 16) -> list[pa.
         except (pa.ArrowInvalid, OSError) as error:
             return f"{file.path} ({str(error).splitlines()[0]})"
 
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         footers = list(pool.map(read, files))
     broken = [f for f in footers if isinstance(f, str)]
     if broken:
@@ -75,19 +76,20 @@ def check_schemas(
         if footer.schema.equals(first):
             continue
         own = _fields(footer, columns)
-        for name in dict.fromkeys((*fields, *own)):
-            here, there = own.get(name, "absent"), fields.get(name, "absent")
-            if here != there:
-                nulls = re.search(r"\bnull\b", f"{here} {there}")
-                empty = [f.path for f, m in ((file, footer), (files[0], footers[0])) if not m.num_rows]
-                mend = "Read them apart or write them with one schema"
-                if empty:
-                    mend = f"{empty[0]} has no rows: leave it out, or write it again with that schema"
-                why = " (null is the type of a column of nulls alone)" if nulls else ""
-                raise InputError(
-                    f"{file.path} has another schema: column {name!r} is {here}, in {files[0].path} it is {there}"
-                    f"{why}. {mend}"
-                )
+        name = next((n for n in (*fields, *own) if own.get(n) != fields.get(n)), None)
+        if name is None:
+            continue
+        here, there = own.get(name, "absent"), fields.get(name, "absent")
+        nulls = re.search(r"\bnull\b", f"{here} {there}")
+        why = " (null is the type of a column of nulls alone)" if nulls else ""
+        empty = [f.path for f, m in ((file, footer), (files[0], footers[0])) if not m.num_rows]
+        mend = "Read them apart or write them with one schema"
+        if empty:
+            mend = f"{empty[0]} has no rows: leave it out, or write it again with that schema"
+        raise InputError(
+            f"{file.path} has another schema: column {name!r} is {here}, in {files[0].path} it is {there}"
+            f"{why}. {mend}"
+        )
 
 
 def check_readable(

@@ -30,7 +30,7 @@ _S3_SETTINGS = rf"^fs\.s3a\.(bucket\..+\.)?({'|'.join(map(re.escape, _S3_NAMES))
 
 
 def require_client(path: str) -> None:
-    """Check that the process's session can reach the store of a path at all, before work meets Java's own words.
+    """Check that the process's session has a client for the store of a path, before Java says so in its own words.
 
     A Spark Connect session is not asked: it tells no such thing.
 

@@ -35,7 +35,7 @@ _LEASES: dict[str, _Lease] = {}
 
 
 @contextlib.contextmanager
-def leased(path: str, *, patience_s: float = 0.0) -> Iterator[None]:
+def leased(path: str, *, patience_s: float) -> Iterator[None]:
     """Hold an output on a remote store for one job; a killed job's hold ends a minute later.
 
     Args:

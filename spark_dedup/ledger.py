@@ -7,31 +7,25 @@ Later matchers add their word in ``method``; a match against history names an ea
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
-import spark_dedup
 from spark_dedup.errors import HeldError, InputError
+from spark_dedup.ledger_runs import DONE, STOPPED, Run, run_row
 from spark_dedup.ledger_tables import (
     DUPLICATE_COLUMNS,
-    RUN_COLUMNS,
     Ledger,
     check_ids,
     check_layout,
     create,
     locate,
 )
-from spark_dedup.names import path_relation, quote_name, split_name
 from spark_dedup.outputs import check_output, exclusive
-from spark_dedup.paths import normalise_path
 from spark_dedup.rules import check_survivors
 from spark_dedup.session import require_delta
 from spark_dedup.stores import is_s3
@@ -46,86 +40,13 @@ __all__ = [
     "Ledger",
     "Run",
     "check_ledger",
-    "describe_input",
     "find_run",
-    "input_version",
-    "make_run_id",
     "open_ledger",
     "read_duplicates",
     "write_run",
 ]
 
-DONE, STOPPED = "done", "stopped"
-PATIENCE_S = 600.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One row of ``runs``; the columns' comments in ``RUN_COLUMNS`` explain each field."""
-
-    method: str
-    input: str
-    id_field: str
-    num_documents: int
-    num_groups: int
-    num_duplicates: int
-    started_at: datetime
-    input_version: str | None = None
-    registry: str | None = None
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    documents_by_source: Mapping[str, int] = field(default_factory=dict)
-    times: Mapping[str, float] = field(default_factory=dict)
-    device: str = "cpu"
-    status: str = DONE
-    message: str | None = None
-    run_id: str = field(init=False)
-    """The same for the same work on the same data, so that a repeated run replaces itself."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "run_id", make_run_id(self))
-
-
-def make_run_id(run: Run) -> str:
-    """Return ``method-hash`` of what ran on what, by which ids; random where the input's version is unknown."""
-    if run.input_version is None:
-        return f"{run.method}-{uuid.uuid4().hex[:16]}"
-    ids, version = [run.id_field, run.registry], spark_dedup.__version__
-    work = [run.method, run.input, run.input_version, ids, _texts(run.parameters), version]
-    digest = hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()
-    return f"{run.method}-{digest[:16]}"
-
-
-def describe_input(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> str:
-    """Return the spelling of a dataset in ``runs.input``: a table name, an absolute path, or a JSON list."""
-    from spark_dedup.names import is_table_name
-
-    if isinstance(source, str | os.PathLike):
-        return quote_name(split_name(str(source))) if is_table_name(source) else normalise_path(source)
-    paths = [normalise_path(path) for path in source]
-    return paths[0] if len(paths) == 1 else json.dumps(paths)
-
-
-def input_version(
-    spark: SparkSession, source: Any, *, filetype: str = "parquet", extensions: Sequence[str] | None = None
-) -> str | None:
-    """Return the version of a dataset: ``delta:N``, ``files:COUNT:HASH``, or None for other tables."""
-    from spark_dedup.datasets import find_source
-    from spark_dedup.listing import list_files
-
-    found = find_source(spark, source, filetype=filetype)
-    if found.kind == "files":
-        files = list_files(list(found.names), filetype=filetype, extensions=extensions)
-        digest = hashlib.sha256()
-        for file in files:
-            digest.update(f"{file.path}\0{file.size}\0{file.modified_ms}\n".encode())
-        return f"files:{len(files)}:{digest.hexdigest()[:16]}"
-    name = found.names[0]
-    relation = path_relation("delta", name) if found.kind == "delta" else quote_name(split_name(name))
-    try:
-        newest = spark.sql(f"DESCRIBE HISTORY {relation} LIMIT 1").first()
-    except Exception:  # a view or a table that is not Delta has no history
-        return None
-    return f"delta:{newest['version']}" if newest else None
+PATIENCE_S, TRIES = 600.0, 5
 
 
 def open_ledger(spark: SparkSession, location: str | os.PathLike[str]) -> Ledger:
@@ -188,31 +109,8 @@ def write_run(
     require_columns(duplicates, LEDGER_COLUMNS, where="the ledger rows")
     ledger = locate(location, spark)
     id_type = _id_type(dict(duplicates.dtypes)["id"])
-    types = {**{c: t for c, (t, _) in DUPLICATE_COLUMNS.items()}, "id": id_type}
-    types |= {"matched_id": id_type, "kept_id": id_type}
-    rows = duplicates.select(
-        F.lit(run.run_id).alias("run_id"),
-        *[
-            (col(c) if c in duplicates.columns else F.lit(None)).cast(types[c]).alias(c)
-            for c in DUPLICATE_COLUMNS
-            if c != "run_id"
-        ],
-    )
-    mine, token = F.col("run_id") == F.lit(run.run_id), uuid.uuid4().hex
-
-    def publish() -> None:
-        writer = _run_row(spark, run).writeTo(ledger.runs)
-        if _is_there(spark, ledger.runs, mine):
-            writer.overwrite(mine)
-            return
-        # A blind append never meets another run's commit; the transaction name keeps a twin from adding it twice.
-        name = f"spark_dedup-{run.run_id}"
-        writer.option("txnAppId", name).option("txnVersion", "1").append()
-        if not _is_there(
-            spark, ledger.runs, mine
-        ):  # Delta skips a name it knows, though the row was deleted since
-            writer.option("txnAppId", f"{name}-{token}").append()
-
+    rows = _as_table(run, duplicates, id_type)
+    mine = F.col("run_id") == F.lit(run.run_id)
     with _held(ledger):
         create(spark, ledger, id_type)
         check_ids(spark, ledger, id_type)
@@ -220,8 +118,32 @@ def write_run(
         # Of what was written, so that nothing is computed twice; without a row in runs it does not count yet.
         drop_all = bool(run.parameters.get("drop_all_copies"))
         check_survivors(spark.table(ledger.duplicates).where(mine), drop_all=drop_all)
-        _commit(publish, ledger)
+        _commit(partial(_publish, spark, ledger, run, mine, uuid.uuid4().hex), ledger)
     return ledger
+
+
+def _as_table(run: Run, duplicates: DataFrame, id_type: str) -> DataFrame:
+    """Return the rows of a run in the columns and types of the table ``duplicates``."""
+    from pyspark.sql import functions as F
+
+    types = {name: kind or id_type for name, (kind, _) in DUPLICATE_COLUMNS.items()}
+    own = {name: col(name) for name in DUPLICATE_COLUMNS if name in duplicates.columns}
+    own["run_id"] = F.lit(run.run_id)
+    return duplicates.select(*[own.get(n, F.lit(None)).cast(types[n]).alias(n) for n in DUPLICATE_COLUMNS])
+
+
+def _publish(spark: SparkSession, ledger: Ledger, run: Run, mine: Column, token: str) -> None:
+    """Write the row that makes a run count, in the place of its own from before."""
+    writer = run_row(spark, run).writeTo(ledger.runs)
+    if _is_there(spark, ledger.runs, mine):
+        writer.overwrite(mine)
+        return
+    # A blind append never meets another run's commit; the transaction name keeps a twin from adding it twice.
+    name = f"spark_dedup-{run.run_id}"
+    writer.option("txnAppId", name).option("txnVersion", "1").append()
+    # Delta skips a name it knows, though the row was deleted since.
+    if not _is_there(spark, ledger.runs, mine):
+        writer.option("txnAppId", f"{name}-{token}").append()
 
 
 def find_run(spark: SparkSession, ledger: Ledger, run_id: str | None = None) -> Row:
@@ -261,23 +183,6 @@ def _is_there(spark: SparkSession, relation: str, wanted: Column) -> bool:
     return bool(spark.table(relation).where(wanted).limit(1).count())
 
 
-def _texts(values: Mapping[str, Any]) -> dict[str, str]:
-    return {k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in sorted(values.items())}
-
-
-def _run_row(spark: SparkSession, run: Run) -> DataFrame:
-    values = {
-        **{name: getattr(run, name, None) for name in RUN_COLUMNS},
-        "finished_at": datetime.now(UTC),
-        "parameters": _texts(run.parameters),
-        "documents_by_source": dict(run.documents_by_source),
-        "times": {k: float(v) for k, v in run.times.items()},
-        "library_version": spark_dedup.__version__,
-    }
-    schema = ", ".join(f"{name} {kind}" for name, (kind, _) in RUN_COLUMNS.items())
-    return spark.createDataFrame([tuple(values[name] for name in RUN_COLUMNS)], schema)
-
-
 def _id_type(kind: str) -> str:
     kind = kind.upper()
     if kind in ("TINYINT", "SMALLINT", "INT", "BIGINT"):
@@ -312,8 +217,8 @@ def _busy(ledger: Ledger) -> InputError:
     )
 
 
-def _commit(write: Callable[[], None], ledger: Ledger, tries: int = 5) -> None:
-    for attempt in range(1, tries + 1):
+def _commit(write: Callable[[], None], ledger: Ledger) -> None:
+    for attempt in range(1, TRIES + 1):
         try:
             write()
             return
@@ -324,6 +229,6 @@ def _commit(write: Callable[[], None], ledger: Ledger, tries: int = 5) -> None:
             )
             if not conflict:
                 raise
-            if attempt == tries:
+            if attempt == TRIES:
                 raise _busy(ledger) from error
             time.sleep(attempt * 0.5)

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 __all__ = [
-    "WHOLE",
     "SafetyStopError",
     "check_group_sizes",
     "check_limits",
@@ -20,7 +19,7 @@ __all__ = [
     "over_a_limit",
 ]
 
-WHOLE = "*"
+_WHOLE = "*"
 """Key of the whole dataset among limits by source."""
 
 
@@ -49,25 +48,25 @@ def check_removed(
     """
     from pyspark.sql import functions as F
 
+    check_limits(max_removed_fraction, None)
     given = max_removed_fraction
-    limits = dict(given) if isinstance(given, Mapping) else {WHOLE: float(given)}
-    totals = {**(documents_by_source or {}), WHOLE: num_documents}
-    for name, limit in limits.items():
-        if not 0 <= limit <= 1:
-            raise InputError(f"max_removed_fraction must lie in [0, 1], not {limit}")
-        if name not in totals:
-            known = ", ".join(sorted(totals))
-            raise InputError(f"max_removed_fraction names the source {name!r}, which is not one of: {known}")
-    removed = {WHOLE: 0}
-    if set(limits) - {WHOLE}:
+    limits = dict(given) if isinstance(given, Mapping) else {_WHOLE: float(given)}
+    totals = {**(documents_by_source or {}), _WHOLE: num_documents}
+    unknown = [name for name in limits if name not in totals]
+    if unknown:
+        known = ", ".join(sorted(totals))
+        raise InputError(
+            f"max_removed_fraction names the source {unknown[0]!r}, which is not one of: {known}"
+        )
+    if set(limits) - {_WHOLE}:
         require_columns(rows, ["source"], where="the ledger rows (see with_sources)")
         by_source = rows.groupBy(F.coalesce(F.col("source"), F.lit(""))).count().collect()
-        removed |= {row[0]: row[1] for row in by_source}
-        removed[WHOLE] = sum(removed.values())
+        removed = {row[0]: row[1] for row in by_source}
+        removed[_WHOLE] = sum(removed.values())
     else:
-        removed[WHOLE] = int(rows.count())
+        removed = {_WHOLE: int(rows.count())}
     for name, limit in limits.items():
-        where = "the input" if name == WHOLE else f"source {name!r}"
+        where = "the input" if name == _WHOLE else f"source {name!r}"
         _check_share(where, removed.get(name, 0), totals[name], limit)
 
 

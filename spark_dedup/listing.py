@@ -12,7 +12,16 @@ from spark_dedup.errors import InputError, MissingInputError
 from spark_dedup.names import is_table_name
 from spark_dedup.paths import Location, exists, filesystem, is_local, normalise_path
 
-__all__ = ["EXTENSIONS", "FileInfo", "Named", "check_there", "endings_of", "is_small", "list_files"]
+__all__ = [
+    "EXTENSIONS",
+    "FileInfo",
+    "Named",
+    "check_there",
+    "endings_of",
+    "is_small",
+    "list_files",
+    "named_paths",
+]
 
 Named = Location | Sequence[Location]
 
@@ -38,6 +47,11 @@ class FileInfo:
     path: str
     size: int
     modified_ms: int
+
+
+def named_paths(source: Named) -> list[Location]:
+    """Return what a user named, one path or several, as a list."""
+    return [source] if isinstance(source, str | PathLike) else list(source)
 
 
 def list_files(
@@ -72,9 +86,8 @@ def list_files(
     def wanted(name: str) -> bool:
         return fold(name).endswith(folded)
 
-    given = [source] if isinstance(source, str | PathLike) else list(source)
     found: set[FileInfo] = set()
-    for path in map(normalise_path, given):
+    for path in map(normalise_path, named_paths(source)):
         if not exists(path):
             raise MissingInputError(f"no such path: {path}")
         walk = _walk_local if is_local(path) else _walk_remote
@@ -97,17 +110,15 @@ def check_there(source: Named) -> None:
     Raises:
         MissingInputError: naming the first that does not.
     """
-    given = [source] if isinstance(source, str | PathLike) else list(source)
-    for path in (normalise_path(path) for path in given if not is_table_name(path)):
+    for path in (normalise_path(path) for path in named_paths(source) if not is_table_name(path)):
         if is_local(path) and not os.path.exists(path):
             raise MissingInputError(f"no such path: {path}")
 
 
 def is_small(source: Named) -> bool:
     """Return whether a source is local files of a few megabytes together, without looking at more of them."""
-    given = [source] if isinstance(source, str | PathLike) else list(source)
     held, seen = 0, 0
-    for path in map(normalise_path, given):
+    for path in map(normalise_path, named_paths(source)):
         if not is_local(path) or not os.path.exists(path):
             return False
         files = (

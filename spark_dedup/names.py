@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any
+from typing import Any, TypeGuard
 
 from spark_dedup.errors import InputError
-from spark_dedup.paths import normalise_path, spark_location, spark_path
+from spark_dedup.paths import Location, normalise_path, spark_location, spark_path
 from spark_dedup.tables import quote
 
-__all__ = ["is_table_name", "literal", "path_relation", "quote_name", "split_name"]
+__all__ = ["is_table_name", "literal", "path_relation", "quote_name", "spelled", "split_name"]
 
 _NAME = r"(?:`(?:[^`]|``)+`|\w+)"
 _TABLE = re.compile(rf"{_NAME}(?:\.{_NAME}){{0,2}}")
 _PART = re.compile(r"`((?:[^`]|``)+)`|([^`.]+)")
 
 
-def is_table_name(source: Any) -> bool:
+def is_table_name(source: Any) -> TypeGuard[str]:
     """Return whether ``source`` is written like a table name and is not an existing local path."""
     return isinstance(source, str) and bool(_TABLE.fullmatch(source)) and not os.path.exists(source)
+
+
+def spelled(location: Location) -> str:
+    """Return as text what names a table or a folder; a ``Path`` is a folder, though it read like a table's name."""
+    return location if isinstance(location, str) else normalise_path(location)
 
 
 def split_name(name: str) -> tuple[str, ...]:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
-import random
 import re
-import stat
-import time
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 
-from spark_dedup.errors import HeldError, InputError
+from spark_dedup.errors import InputError
 from spark_dedup.hadoop import require_client
 from spark_dedup.leases import held_here, leased, require_held
+from spark_dedup.locks import locked
 from spark_dedup.paths import (
     Location,
     aside_of,
@@ -30,8 +28,6 @@ from spark_dedup.stores import is_s3, named_refusal
 __all__ = ["check_apart", "check_output", "clear_killed", "exclusive", "publish", "staged"]
 
 _ONE_STORE = re.compile(r"^s3[an]?://")
-
-logger = logging.getLogger(__name__)
 
 
 def check_output(
@@ -64,8 +60,8 @@ def check_output(
     check_apart(path, inputs)
     if by_spark:
         require_client(path)
-    if mode == "error" and exists(path):
-        raise FileExistsError(f"output {path} exists: choose another folder or ask for overwriting")
+    if mode == "error":
+        _refuse_existing(path)
     if is_s3(path):
         _check_bucket(path)
     elif is_local(path):
@@ -78,6 +74,11 @@ def check_output(
         for folder in dict.fromkeys((path, os.path.dirname(path))):
             _check_writable(folder, path)
     return path
+
+
+def _refuse_existing(path: str) -> None:
+    if exists(path):
+        raise FileExistsError(f"output {path} exists: choose another folder or ask for overwriting")
 
 
 def _check_bucket(path: str) -> None:
@@ -124,12 +125,10 @@ def _real(path: str) -> str:
     return os.path.realpath(path) if is_local(path) else _ONE_STORE.sub("s3://", path)
 
 
-@contextlib.contextmanager
-def exclusive(output: Location, *, patience_s: float = 0.0) -> Iterator[None]:
+def exclusive(output: Location, *, patience_s: float = 0.0) -> AbstractContextManager[None]:
     """Hold an output folder for one job; the hold ends with the process, however it ends.
 
-    On a store without file locks it is a lease, which a killed job keeps for a minute more. Parent folders that are
-    made for the lock go again when the job leaves nothing in them.
+    On a store without file locks it is a lease, which a killed job keeps for a minute more.
 
     Args:
         output: the folder; it need not exist.
@@ -141,101 +140,7 @@ def exclusive(output: Location, *, patience_s: float = 0.0) -> Iterator[None]:
         PermissionError: when the folder of the output cannot be written.
     """
     path = normalise_path(output)
-    if not is_local(path):
-        with leased(path, patience_s=patience_s):
-            yield
-        return
-    made = _missing_folders(os.path.dirname(path))
-    lock = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.lock")
-    handle = _take_in_turn(lock, path, patience_s)
-    try:
-        yield
-    finally:
-        # Unlinked while it is held, so whoever gets the lock next sees that the file is no longer this one.
-        with contextlib.suppress(OSError):
-            os.unlink(lock)
-        if handle is not None:
-            os.close(handle)
-        with contextlib.suppress(OSError):
-            for folder in made:
-                os.rmdir(folder)
-
-
-def _missing_folders(folder: str) -> list[str]:
-    missing = []
-    while not os.path.exists(folder):
-        missing.append(folder)
-        folder = os.path.dirname(folder)
-    return missing
-
-
-def _take_in_turn(lock: str, path: str, patience_s: float) -> int | None:
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            return _take(lock, path)
-        except HeldError:
-            if time.monotonic() >= deadline:
-                raise
-            time.sleep(0.02 + 0.08 * random.random())
-
-
-def _take(lock: str, path: str) -> int | None:
-    """Lock the file of that name and return its descriptor; None where the file system has no locks."""
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    vanished = 0
-    while True:
-        try:
-            os.makedirs(os.path.dirname(lock), exist_ok=True)
-            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError as error:  # another job has just removed the empty folder, time and again?
-            vanished += 1
-            if vanished == 100:
-                raise PermissionError(
-                    f"no file can be made in {os.path.dirname(lock)}: choose an output folder you can write"
-                ) from error
-            continue
-        except FileExistsError:
-            if _is_no_folder(os.path.dirname(lock)):
-                raise NotADirectoryError(
-                    f"{os.path.dirname(lock)} is a file: choose another output"
-                ) from None
-            continue  # made and removed again by another job while we looked
-        except PermissionError as error:
-            below = f"a folder below {path}" if os.path.isdir(path) else "an output folder you can write"
-            raise PermissionError(
-                f"{os.path.dirname(lock)} is read-only, so {path} cannot be locked: choose {below}"
-            ) from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise HeldError(f"another job is writing {path}: wait for it or choose another output") from None
-        except OSError as error:
-            os.close(handle)
-            logger.warning("%s cannot be locked (%s): run only one job on it at a time", path, error.strerror)
-            return None
-        if _stands(handle, lock):
-            return handle
-        os.close(handle)
-
-
-def _is_no_folder(path: str) -> bool:
-    """Return whether something else than a folder is there, by one look: folders come and go meanwhile."""
-    try:
-        return not stat.S_ISDIR(os.stat(path).st_mode)
-    except FileNotFoundError:
-        return os.path.islink(path)
-
-
-def _stands(handle: int, lock: str) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), os.stat(lock))
-    except FileNotFoundError:
-        return False
+    return (locked if is_local(path) else leased)(path, patience_s=patience_s)
 
 
 @contextlib.contextmanager
@@ -312,11 +217,6 @@ def _names(folder: str) -> list[str]:
         return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(inner, detail=False))
     except FileNotFoundError:
         return []
-
-
-def _refuse_existing(path: str) -> None:
-    if exists(path):
-        raise FileExistsError(f"output {path} exists: choose another folder or ask for overwriting")
 
 
 def publish(aside: str, path: str, *, mode: str = "error") -> None:

@@ -54,7 +54,7 @@ def _in_notebook() -> bool:
     return shell is not None and hasattr(shell, "kernel")
 
 
-def _watch(context: Any, description: str, done: threading.Event, every: float = 0.5) -> None:
+def _watch(context: Any, description: str, done: threading.Event) -> None:
     from tqdm.auto import tqdm
 
     tracker = context.statusTracker()
@@ -62,7 +62,7 @@ def _watch(context: Any, description: str, done: threading.Event, every: float =
     logged = time.monotonic()
     layout = "{desc} {bar:30} {n_fmt}/{total_fmt} tasks {elapsed}"
     with tqdm(desc=description, total=1, leave=False, disable=not shown, delay=1, bar_format=layout) as bar:
-        while not done.wait(every):
+        while not done.wait(0.5):
             try:
                 stages = [
                     s for i in tracker.getActiveStageIds() if (s := tracker.getStageInfo(i)) is not None

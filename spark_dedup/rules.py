@@ -9,14 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from spark_dedup.errors import InputError
-from spark_dedup.limits import (
-    WHOLE,
-    SafetyStopError,
-    check_group_sizes,
-    check_limits,
-    check_removed,
-    over_a_limit,
-)
+from spark_dedup.limits import SafetyStopError, check_group_sizes, check_removed
 from spark_dedup.tables import col, require_columns
 
 if TYPE_CHECKING:
@@ -25,16 +18,13 @@ if TYPE_CHECKING:
 __all__ = [
     "SOURCE_RANK",
     "TEXT_LENGTH",
-    "WHOLE",
     "SafetyStopError",
     "check_group_sizes",
-    "check_limits",
     "check_removed",
     "check_source_rules",
     "check_survivors",
     "count_by_source",
     "drop_all_copies",
-    "over_a_limit",
     "protect",
     "source_rank",
     "with_source_rank",

@@ -1,4 +1,4 @@
-"""Build a Spark session or work with a user's own. The only module that touches the JVM or sparkContext."""
+"""Build a Spark session or work with a user's own. Of a job's modules only this and ``hadoop`` touch the JVM."""
 
 from __future__ import annotations
 
@@ -124,14 +124,16 @@ def build_session(
     return session
 
 
-def active_or_build(spark: SparkSession | None, *, device: str = "auto") -> SparkSession:
-    """Return the given session, else the active one, else a new one."""
+def active_or_build(
+    spark: SparkSession | None, *, device: str = "auto", conf: Mapping[str, Any] | None = None
+) -> SparkSession:
+    """Return the given session, else the active one, else a new one, of ``device`` and with ``conf``."""
     if spark is not None:
         return spark
     runtime.ensure_pyspark()
     from pyspark.sql import SparkSession
 
-    return SparkSession.getActiveSession() or build_session(device=device)
+    return SparkSession.getActiveSession() or build_session(device=device, conf=conf)
 
 
 def _session_is_given() -> bool:

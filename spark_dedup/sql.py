@@ -1,4 +1,4 @@
-"""The ledger as persistent SQL views, and matching from SQL alone."""
+"""The ledger as persistent SQL views."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from spark_dedup import ledger as ledgers
-from spark_dedup.datasets import Source, find_source
+from spark_dedup.datasets import Source, find_source, relation_of
 from spark_dedup.errors import InputError, first_line
-from spark_dedup.ledger import DONE, Ledger, describe_input
+from spark_dedup.ledger import DONE, Ledger
+from spark_dedup.ledger_runs import describe_input
 from spark_dedup.listing import list_files
-from spark_dedup.names import literal, path_relation, quote_name, split_name
+from spark_dedup.names import literal, quote_name, split_name
 from spark_dedup.paths import on_databricks
+from spark_dedup.removal.delta import check_flat
 from spark_dedup.settings import conf_of
 from spark_dedup.sql_ids import id_ranges_query, numbered_query, registry_relation
 from spark_dedup.tables import ID, quote
@@ -21,7 +23,7 @@ from spark_dedup.tables import ID, quote
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-__all__ = ["create_views", "register", "view_queries"]
+__all__ = ["create_views"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +72,7 @@ def create_views(
         InputError: no ledger, no run of ``documents``, a name that a table has, or no right to create views.
     """
     found = ledgers.open_ledger(spark, ledger)
-    queries = view_queries(
+    queries = _view_queries(
         spark, found, documents=documents, id_field=id_field, input=input, run_id=run_id, filetype=filetype
     )
     parts = (*split_name(prefix[:-1]), "") if prefix.endswith(".") else split_name(prefix)
@@ -95,7 +97,7 @@ def create_views(
     return list(names.values())
 
 
-def view_queries(
+def _view_queries(
     spark: SparkSession,
     ledger: Ledger,
     *,
@@ -108,13 +110,7 @@ def view_queries(
     """Return the queries of ``create_views`` by view: plain SQL over the ledger's tables."""
     shown = _documents(spark, documents, filetype) if documents is not None else None
     scope = input if input is not None else documents
-    conditions = {"status": DONE}
-    if scope is not None:
-        conditions["input"] = describe_input(scope)
-    if run_id is not None:
-        ledgers.find_run(spark, ledger, run_id)
-        conditions["run_id"] = run_id
-    good = " AND ".join(f"r.{column} = {literal(value)}" for column, value in conditions.items())
+    good = _good_runs(spark, ledger, scope, run_id)
     last = f"(SELECT run_id FROM {ledger.runs} r WHERE {good} ORDER BY finished_at DESC, run_id DESC LIMIT 1)"
     rows = f"SELECT * FROM {ledger.duplicates} WHERE run_id = {last}"
     queries = {
@@ -136,15 +132,17 @@ def view_queries(
         ),
     }
     run = spark.sql(f"SELECT id_field, registry FROM {ledger.runs} WHERE run_id = {last}").first()
-    if run is None and scope is not None:
-        known = [r[0] for r in spark.sql(f"SELECT DISTINCT input FROM {ledger.runs} LIMIT 5").collect()]
-        raise InputError(
-            f"the ledger {ledger.location} has no good run of {describe_input(scope)}, only of "
-            f"{', '.join(known) or 'nothing'}: name the dataset that was matched as input="
-        )
-    if run is not None and run["registry"]:
+    if run is None:
+        if scope is not None:
+            known = [r[0] for r in spark.sql(f"SELECT DISTINCT input FROM {ledger.runs} LIMIT 5").collect()]
+            raise InputError(
+                f"the ledger {ledger.location} has no good run of {describe_input(scope)}, only of "
+                f"{', '.join(known) or 'nothing'}: name the dataset that was matched as input="
+            )
+        return queries
+    if run["registry"]:
         queries["id_ranges"] = id_ranges_query(registry_relation(run["registry"]))
-    if run is not None and shown is not None:
+    if shown is not None:
         key = id_field or run["id_field"]
         removed = queries["duplicate_ids"]
         numbered = _with_ids(spark, shown, key, run["registry"], filetype)
@@ -152,6 +150,19 @@ def view_queries(
             f"SELECT d.* FROM {numbered} d LEFT ANTI JOIN ({removed}) r ON d.{quote(key)} = r.id"
         )
     return queries
+
+
+def _good_runs(
+    spark: SparkSession, ledger: Ledger, scope: str | os.PathLike[str] | None, run_id: str | None
+) -> str:
+    """Return the condition of SQL on the runs, called ``r``, that count: of one input or all, pinned or not."""
+    conditions = {"status": DONE}
+    if scope is not None:
+        conditions["input"] = describe_input(scope)
+    if run_id is not None:
+        ledgers.find_run(spark, ledger, run_id)
+        conditions["run_id"] = run_id
+    return " AND ".join(f"r.{column} = {literal(value)}" for column, value in conditions.items())
 
 
 def source_pairs_query(rows: str, documents_by_source: str) -> str:
@@ -186,20 +197,9 @@ class _Shown:
 
 def _documents(spark: SparkSession, documents: str | os.PathLike[str], filetype: str) -> _Shown:
     found = find_source(spark, documents, filetype=filetype)
-    name = found.names[0]
-    if found.kind == "table":
-        relation = quote_name(split_name(name))
-    elif found.kind == "delta":
-        relation = path_relation("delta", name)
-    else:
-        folders = {os.path.dirname(file.path) for file in list_files(name, filetype=filetype)}
-        below = [part for folder in folders for part in folder[len(name) :].split("/")[1:]]
-        if any("=" not in part for part in below):
-            raise InputError(
-                f"{name} holds folders in folders, which SQL cannot name: "
-                "register it as a table and give its name"
-            )
-        relation = path_relation("json" if filetype == "jsonl" else "parquet", name)
+    relation = relation_of(found, filetype)
+    if found.kind == "files":
+        check_flat(list_files(list(found.names), filetype=filetype), found)
     try:
         df = spark.sql(f"SELECT * FROM {relation}")
         df.columns  # noqa: B018 - a Connect session reads only now
@@ -227,78 +227,3 @@ def _analyse(spark: SparkSession, kind: str, query: str) -> None:
         spark.sql(query).columns  # noqa: B018 - asking for the columns analyses the query
     except Exception as error:
         raise InputError(f"the view {kind} cannot be made: {first_line(error)}") from error
-
-
-# The plan of exact.duplicate_rows, word for word: hash, spread by it, a running window that streams any group.
-_HEAD = (
-    "SELECT id, kept_id AS matched_id, kept_id, group_id, 'exact' AS method, 1.0D AS score FROM "
-    "(SELECT id, group_id, row_number() OVER w AS place, first(id) OVER "
-    "(PARTITION BY group_id ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS kept_id FROM "
-    "(SELECT /*+ REPARTITION(group_id) */ "
-)
-
-
-def register(spark: SparkSession) -> None:
-    """Register SQL functions for matching without Python; they live as long as the session.
-
-    Spark cannot plan a SQL table function over a table argument, and a Python one receives every text in a Python
-    worker. So these functions give the *query* and EXECUTE IMMEDIATE runs it: the plan is the DataFrame form's own.
-
-    - ``text_key(text)``: the md5 that exact matching groups by.
-    - ``exact_duplicates_query(documents, id, text)``: query of the ledger rows of exact duplicates.
-    - ``semantic_duplicates_query(pairs, id, eps)``: query of the ids to remove among pairwise results.
-
-    The variable ``dedup_query`` takes such a query::
-
-        SET VAR dedup_query = exact_duplicates_query('docs', 'id', 'text');
-        EXECUTE IMMEDIATE dedup_query;
-        EXECUTE IMMEDIATE 'CREATE VIEW dups AS ' || dedup_query;
-
-    ``documents`` and ``pairs`` are names of tables or views; nothing in them or in a column's name can inject SQL.
-
-    Raises:
-        InputError: on Spark 3.5, which has no SQL functions.
-    """
-    if int(spark.version.split(".")[0]) < 4:
-        raise InputError(
-            f"SQL functions need Spark 4.0 or newer, this session is {spark.version}: use identify_exact"
-        )
-    column = "concat('`', replace({0}, '`', '``'), '`')"
-    # 92 is the backslash, 39 the quote: IDENTIFIER reads the escaped literal as a name and nothing else.
-    table = (
-        "concat('IDENTIFIER(', char(39), replace(replace({0}, char(92), concat(char(92), char(92))), "
-        "char(39), concat(char(92), char(39))), char(39), ')')"
-    )
-    exact = ", ".join(
-        [
-            literal(_HEAD),
-            column.format("id"),
-            literal(" AS id, md5(coalesce("),
-            column.format("text"),
-            literal(", '')) AS group_id FROM "),
-            table.format("documents"),
-            literal(") WINDOW w AS (PARTITION BY group_id ORDER BY id)) WHERE place > 1"),
-        ]
-    )
-    semantic = ", ".join(
-        [
-            literal("SELECT DISTINCT "),
-            column.format("id"),
-            literal(" AS id FROM "),
-            table.format("pairs"),
-            literal(" WHERE cosine_sim_score >= 1 - "),
-            "cast(eps AS STRING)",
-            # A record without an earlier one is listed with its own id and 0.
-            literal(" - 1e-6D AND max_id <> "),
-            column.format("id"),
-        ]
-    )
-    for statement in (
-        "FUNCTION text_key(text STRING) RETURNS STRING RETURN md5(coalesce(text, ''))",
-        f"FUNCTION exact_duplicates_query(documents STRING, id STRING, text STRING) RETURNS STRING "
-        f"RETURN concat({exact})",
-        f"FUNCTION semantic_duplicates_query(pairs STRING, id STRING, eps DOUBLE) RETURNS STRING "
-        f"RETURN concat({semantic})",
-    ):
-        spark.sql(f"CREATE OR REPLACE TEMPORARY {statement}")
-    spark.sql("DECLARE OR REPLACE VARIABLE dedup_query STRING DEFAULT ''")

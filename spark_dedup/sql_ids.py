@@ -54,7 +54,7 @@ def _source_paths(df: DataFrame, source: Source, filetype: str) -> list[str]:
 def numbered_query(
     spark: SparkSession, relation: str, df: DataFrame, source: Source, *, filetype: str, location: str
 ) -> str:
-    """Return documents whose ids were given by file and row. ``_metadata`` keeps this scan off the GPU.
+    """Return the query of documents with the ids that a registry gave. ``_metadata`` keeps its scan off the GPU.
 
     A file that comes later, or grows, is an error when the query runs.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -52,27 +52,34 @@ def s3_options(settings: Mapping[str, str], bucket: str) -> dict[str, Any]:
             settings.get(f"fs.s3a.bucket.{bucket}.{name}") or settings.get(f"fs.s3a.{name}") or ""
         ).strip()
 
-    options: dict[str, Any] = {}
-    providers, key, secret = said("aws.credentials.provider"), said("access.key"), said("secret.key")
-    if key and secret and (not providers or re.search("Simple|Temporary", providers)):
-        options |= {"key": key, "secret": secret}
-        if said("session.token"):
-            options["token"] = said("session.token")
-    elif re.search(r"Anonymous\w*$", providers):
-        options["anon"] = True
-    endpoint, client = said("endpoint"), {}
-    own = _AWS.fullmatch(endpoint)
-    region = said("endpoint.region") or (own["region"] if own else None)
-    if endpoint and not own:
-        plain = said("connection.ssl.enabled").lower() == "false"
-        client["endpoint_url"] = endpoint if "://" in endpoint else f"http{'' if plain else 's'}://{endpoint}"
-    if region:
-        client["region_name"] = region
-    if client:
+    options = _credentials(said)
+    if client := _client(said):
         options["client_kwargs"] = client
     if said("path.style.access").lower() == "true":
         options["config_kwargs"] = {"s3": {"addressing_style": "path"}}
     return options
+
+
+def _credentials(said: Callable[[str], str]) -> dict[str, Any]:
+    providers, key, secret = said("aws.credentials.provider"), said("access.key"), said("secret.key")
+    if key and secret and (not providers or re.search("Simple|Temporary", providers)):
+        token = said("session.token")
+        return {"key": key, "secret": secret, **({"token": token} if token else {})}
+    return {"anon": True} if re.search(r"Anonymous\w*$", providers) else {}
+
+
+def _client(said: Callable[[str], str]) -> dict[str, str]:
+    """Return endpoint and region; an endpoint of AWS itself only tells the region."""
+    endpoint = said("endpoint")
+    aws = _AWS.fullmatch(endpoint)
+    client = {}
+    if endpoint and not aws:
+        scheme = "http" if said("connection.ssl.enabled").lower() == "false" else "https"
+        client["endpoint_url"] = endpoint if "://" in endpoint else f"{scheme}://{endpoint}"
+    region = said("endpoint.region") or (aws["region"] if aws else None)
+    if region:
+        client["region_name"] = region
+    return client
 
 
 def spark_settings() -> Mapping[str, str]:

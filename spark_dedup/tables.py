@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pyspark.sql import functions as F
 
+from spark_dedup.errors import InputError
 from spark_dedup.settings import conf_of
 
 if TYPE_CHECKING:
@@ -45,11 +46,9 @@ def require_columns(df: DataFrame | Sequence[str], names: Sequence[str], *, wher
     """Check that ``df``, or a list of columns, has the top-level columns ``names``.
 
     Raises:
-        InputError: naming the absent columns, ``where`` they were looked for, and those that exist.
+        InputError: naming the first that is absent, ``where`` it was looked for, and the columns there are.
     """
-    from spark_dedup.errors import InputError
-
-    there = list(df) if isinstance(df, list | tuple) else df.columns  # type: ignore[union-attr]
+    there = df if isinstance(df, Sequence) else df.columns
     missing = [n for n in names if n not in there]
     if missing:
         raise InputError(f"column {missing[0]!r} not found in {where}; it has {', '.join(there)}")

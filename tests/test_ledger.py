@@ -4,14 +4,8 @@ import pytest
 from ledger_rows import REMOVED, ROWS, rows, run
 
 from spark_dedup.errors import InputError
-from spark_dedup.ledger import (
-    describe_input,
-    find_run,
-    input_version,
-    open_ledger,
-    read_duplicates,
-    write_run,
-)
+from spark_dedup.ledger import find_run, open_ledger, read_duplicates, write_run
+from spark_dedup.ledger_runs import describe_input, input_version
 from spark_dedup.outputs import exclusive
 
 
@@ -63,7 +57,7 @@ def test_a_deleted_run_is_written_again(spark, tmp_path):
 
 def test_a_run_that_died_before_its_end_does_not_count(spark, tmp_path, monkeypatch):
     write_run(spark, tmp_path, run(), rows(spark))
-    monkeypatch.setattr("spark_dedup.ledger._run_row", lambda *_: pytest.fail("killed"))
+    monkeypatch.setattr("spark_dedup.ledger.run_row", lambda *_: pytest.fail("killed"))
     dead = run(input_version="files:1:cc")
     with pytest.raises(pytest.fail.Exception):
         write_run(spark, tmp_path, dead, rows(spark, ROWS[:1]))
@@ -164,7 +158,8 @@ def test_on_connect(run_connect):
 import sys
 from datetime import datetime, UTC
 from spark_dedup.ledger import Run, write_run, read_duplicates
-from spark_dedup.sql import create_views, register
+from spark_dedup.sql import create_views
+from spark_dedup.sql_functions import register
 rows = spark.createDataFrame([(5, 1, 1, "a", "exact", 1.0)],
     "id int, matched_id int, kept_id int, group_id string, method string, score double")
 run = Run(method="exact", input="/d", input_version="1", id_field="id", num_documents=3, num_groups=1,

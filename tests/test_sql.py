@@ -7,7 +7,8 @@ from spark_dedup.errors import InputError
 from spark_dedup.exact import identify_exact
 from spark_dedup.ids.registry import IdRegistry
 from spark_dedup.ledger import STOPPED, write_run
-from spark_dedup.sql import create_views, register
+from spark_dedup.sql import create_views
+from spark_dedup.sql_functions import register
 
 
 def ids(df):

@@ -8,39 +8,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
-from spark_dedup.datasets import (
-    Source,
-    find_source,
-    partition_root,
-    partition_values,
-    read_dataset,
-    read_files,
-)
+from spark_dedup.datasets import Source, find_source, given_options, read_dataset, read_files
 from spark_dedup.errors import InputError
 from spark_dedup.ids import jsonl
 from spark_dedup.ids.counting import CountRows, count_parquet
 from spark_dedup.ids.curator import group_files
 from spark_dedup.ids.files import FileRange, file_ranges, has_row_index, match_urls, table_files, url_of
 from spark_dedup.ids.generator import IdGenerator
+from spark_dedup.ids.numbering import number_by_row_index, number_by_split
 from spark_dedup.ids.registry import IdRegistry
-from spark_dedup.ids.rows import as_frame
-from spark_dedup.ids.splits import (
-    Split,
-    count_splits,
-    number_rows,
-    on_gpu,
-    placed,
-    rows_by_url,
-    small_table,
-    split_table,
-)
+from spark_dedup.ids.splits import count_splits, on_gpu, rows_by_url
 from spark_dedup.listing import FileInfo, list_files
-from spark_dedup.tables import ID, col, hidden_metadata
+from spark_dedup.partitions import are_partitioned, partition_values
+from spark_dedup.tables import ID, col, require_columns
 
 if TYPE_CHECKING:
-    from pyspark.sql import Column, DataFrame, SparkSession
+    from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.types import StructType
 
     from spark_dedup.paths import Location
@@ -49,7 +32,7 @@ __all__ = ["Documents", "documents", "read_documents"]
 
 logger = logging.getLogger(__name__)
 
-PATH, ROW, FIRST, COUNT = (f"__spark_dedup_{name}" for name in ("path", "row", "first", "count"))
+RangesBy = Callable[[IdRegistry | IdGenerator, CountRows], list[FileRange]]
 
 
 @dataclass(frozen=True)
@@ -151,46 +134,61 @@ def documents(
     source = find_source(spark, path, filetype=filetype)
     if source.kind != "files":
         df = read_dataset(spark, path, filetype=filetype, read_kwargs=read_kwargs)
-        kept = _kept(df.columns, columns, source)
-        ids = _opened(spark, registry)
-        ranges = file_ranges(table_files(df), ids, count_parquet, register_new=register_new)
-        if has_row_index(df):
-            urls = {r.path: url_of(r.path) for r in ranges}
-            return _documents(_by_row_index(spark, df, ranges, kept, urls), ranges)
-        return _documents(_by_split(spark, df, ranges, kept, count_splits(df), ids), ranges)
+        return _table_documents(spark, df, _kept(df.columns, columns, source), registry, register_new)
     files = list_files(path, filetype=filetype, extensions=extensions)
     groups = group_files(files, blocksize=blocksize, files_per_partition=files_per_partition)
 
     def ranges_by(ids: IdRegistry | IdGenerator, count_rows: CountRows) -> list[FileRange]:
         return file_ranges(groups, ids, count_rows, register_new=register_new)
 
-    def read(wanted: StructType | None = None) -> DataFrame:
-        reader = spark.read.options(**(read_kwargs or {}))
-        if filetype == "jsonl":
-            reader = reader.options(**jsonl.OPTIONS)
-        known = wanted if wanted is not None else schema
-        return read_files(reader.schema(known) if known else reader, source, filetype, extensions)
-
     if filetype == "jsonl":
-        text = lines = None
-        # Options of the reader may say what a line is.
-        if all(value is None for value in (read_kwargs or {}).values()):
-            text = read_files(spark.read, source, filetype, extensions, as_text=True)
-            lines = jsonl.lines(text) if as_lines else None
-        return _jsonl_documents(
-            spark, read, ranges_by, registry, source, files, columns, on_bad_lines, text, lines
+        opened = jsonl.open_jsonl(
+            spark, source, read_kwargs=read_kwargs, extensions=extensions, schema=schema
         )
-    df = read()
+        text = jsonl.as_text(spark, source, read_kwargs=read_kwargs, extensions=extensions)
+        return _jsonl_documents(
+            spark, opened, text, ranges_by, registry, source, files, columns, on_bad_lines, as_lines=as_lines
+        )
+    reader = spark.read.options(**given_options(read_kwargs))
+    df = read_files(reader.schema(schema) if schema else reader, source, filetype, extensions)
+    return _parquet_documents(spark, df, ranges_by, registry, source, files, columns)
+
+
+def _table_documents(
+    spark: SparkSession,
+    df: DataFrame,
+    kept: Sequence[str],
+    registry: IdRegistry | IdGenerator | Location,
+    register_new: bool,
+) -> Documents:
+    """Number a table's rows by their places in its data files, each of which is a batch of its own."""
+    ids = _opened(spark, registry)
+    ranges = file_ranges(table_files(df), ids, count_parquet, register_new=register_new)
+    if has_row_index(df):
+        urls = {r.path: url_of(r.path) for r in ranges}
+        return _documents(number_by_row_index(spark, df, ranges, kept, urls), ranges)
+    return _documents(number_by_split(spark, df, ranges, kept, count_splits(df), ids), ranges)
+
+
+def _parquet_documents(
+    spark: SparkSession,
+    df: DataFrame,
+    ranges_by: RangesBy,
+    registry: IdRegistry | IdGenerator | Location,
+    source: Source,
+    files: Sequence[FileInfo],
+    columns: Sequence[str] | None,
+) -> Documents:
     kept = _kept(df.columns, columns, source)
     ids = _opened(spark, registry)
-    given = partition_values(files[0], source) if partition_root(files, source) is not None else {}
+    in_folders = partition_values(files[0], source.names) if are_partitioned(files, source.names) else {}
     # Against what Spark reads, as files that are known already are not looked at again.
-    stored = [name for name in kept if name not in given]
+    stored = [name for name in kept if name not in in_folders]
     ranges = ranges_by(ids, partial(count_parquet, columns=stored))
     urls = match_urls(df.inputFiles(), [file.path for file in files])
     if on_gpu(spark) or not has_row_index(df):  # spark.sql.sources.useV1SourceList without parquet
-        return _documents(_by_split(spark, df, ranges, kept, count_splits(df), ids), ranges)
-    return _documents(_by_row_index(spark, df, ranges, kept, urls), ranges)
+        return _documents(number_by_split(spark, df, ranges, kept, count_splits(df), ids), ranges)
+    return _documents(number_by_row_index(spark, df, ranges, kept, urls), ranges)
 
 
 def _opened(spark: SparkSession, registry: IdRegistry | IdGenerator | Location) -> IdRegistry | IdGenerator:
@@ -205,9 +203,7 @@ def _documents(df: DataFrame, ranges: list[FileRange], num_skipped: int = 0) -> 
 def _kept(there: Sequence[str], columns: Sequence[str] | None, source: Source) -> list[str]:
     """Return the columns to read, without an id column of old."""
     wanted = list(there if columns is None else columns)
-    missing = [name for name in wanted if name not in there]
-    if missing and missing != [ID]:
-        raise InputError(f"column {missing[0]!r} not found in {source}; it has {', '.join(there)}")
+    require_columns(there, [name for name in wanted if name != ID], where=str(source))
     if any(name.lower() == ID for name in there):
         logger.warning("%s has a column %s already: it is not trusted, but made anew", source, ID)
     return [name for name in wanted if name.lower() != ID]
@@ -215,91 +211,26 @@ def _kept(there: Sequence[str], columns: Sequence[str] | None, source: Source) -
 
 def _jsonl_documents(
     spark: SparkSession,
-    read: Callable[[StructType | None], DataFrame],
-    ranges_by: Callable[[IdRegistry | IdGenerator, CountRows], list[FileRange]],
+    opened: tuple[list[str], DataFrame, DataFrame],
+    text: DataFrame | None,
+    ranges_by: RangesBy,
     registry: IdRegistry | IdGenerator | Location,
     source: Source,
     files: Sequence[FileInfo],
     columns: Sequence[str] | None,
     on_bad_lines: str,
-    text: DataFrame | None,
-    lines: DataFrame | None,
+    *,
+    as_lines: bool,
 ) -> Documents:
     """Count splits in one pass, which also finds malformed lines; register; read by split."""
-    there, to_count, df = jsonl.open_jsonl(read)
+    there, to_count, df = opened
     kept = _kept(there, columns, source)
-    urls = match_urls(df.inputFiles(), [file.path for file in files])
-    found = count_splits(to_count, bad=jsonl.bad_text())
-    paths = {url: path for path, url in urls.items()}
-    skipped = jsonl.check_lines(found, paths, on_bad_lines)
-    if text is not None:
-        jsonl.check_ends(text, paths)
-    counts = rows_by_url(found)
+    splits, urls, skipped = jsonl.check_files(df, to_count, text, files, on_bad_lines)
+    counts = rows_by_url(splits)
     ids = _opened(spark, registry)
     ranges = ranges_by(ids, lambda asked: [counts.get(urls[file.path], 0) for file in asked])
     bad = jsonl.bad_text()
-    if lines is not None:
-        df, kept, bad = lines, [jsonl.LINE], col(jsonl.BAD)
-    numbered = _by_split(spark, df, ranges, kept, found, ids, bad=bad if skipped else None)
+    if as_lines and text is not None:
+        df, kept, bad = jsonl.lines(text), [jsonl.LINE], col(jsonl.BAD)
+    numbered = number_by_split(spark, df, ranges, kept, splits, ids, bad=bad if skipped else None)
     return _documents(numbered, ranges, skipped)
-
-
-def _by_row_index(
-    spark: SparkSession,
-    df: DataFrame,
-    ranges: Sequence[FileRange],
-    kept: Sequence[str],
-    urls: Mapping[str, str],
-) -> DataFrame:
-    """Number the rows of a parquet or Delta scan by the place that Spark's reader tells."""
-    from pyspark.sql import functions as F
-
-    hidden = hidden_metadata(df)
-    columns = [col(name) for name in kept]
-    rows = df.select(
-        *columns, F.col(f"{hidden}.file_path").alias(PATH), F.col(f"{hidden}.row_index").alias(ROW)
-    )
-    joined = rows.join(F.broadcast(as_frame(spark, file_table(ranges, urls))), PATH, "left")
-    return joined.select(*columns, _id_by_place().alias(ID))
-
-
-def file_table(ranges: Sequence[FileRange], urls: Mapping[str, str]) -> pa.Table:
-    """Return first id and rows of each file by both ways in which Spark spells a local one."""
-    rows = [
-        (spelling, r.first_id, r.count)
-        for r in ranges
-        for spelling in dict.fromkeys((urls[r.path], urls[r.path].replace("file:///", "file:/", 1)))
-    ]
-    schema = pa.schema([(PATH, pa.string()), (FIRST, pa.int64()), (COUNT, pa.int64())])
-    return pa.table([list(column) for column in zip(*rows, strict=True)] or [[], [], []], schema=schema)
-
-
-def _id_by_place() -> Column:
-    from pyspark.sql import functions as F
-
-    first, row, count = F.col(FIRST), F.col(ROW), F.col(COUNT)
-    unknown = "no ids are registered for a file that appeared while documents were read: "
-    longer = "a file has more rows than were counted, so it changed while it was read: "
-    why = F.concat(F.when(first.isNull(), F.lit(unknown)).otherwise(F.lit(longer)), F.col(PATH))
-    return F.when(row < count, first + row).otherwise(F.raise_error(why).cast("bigint"))
-
-
-def _by_split(
-    spark: SparkSession,
-    df: DataFrame,
-    ranges: Sequence[FileRange],
-    kept: Sequence[str],
-    found: Sequence[Split],
-    ids: IdRegistry | IdGenerator,
-    *,
-    bad: Column | None = None,
-) -> DataFrame:
-    """Number the rows of any file scan by split, and leave out those with the text ``bad``."""
-    columns = [col(name) for name in kept]
-    rows = placed(df, [*columns, *([] if bad is None else [bad.alias(jsonl.BAD)])])
-    table = split_table(found, ranges)
-    near = ids.location if isinstance(ids, IdRegistry) else None
-    joined, number = number_rows(rows, small_table(spark, table, near))
-    if bad is not None:
-        joined = joined.where(col(jsonl.BAD).isNull())
-    return joined.select(*columns, number.alias(ID))

@@ -19,7 +19,6 @@ __all__ = [
     "StaleBatchError",
     "as_batches",
     "as_count",
-    "as_paths",
     "hash_files",
     "named_few",
     "stale_error",
@@ -69,10 +68,10 @@ def hash_files(files: Files) -> str:
     Args:
         files: one path, or the paths of a batch.
     """
-    return str(uuid.uuid5(uuid.NAMESPACE_URL, ";".join(as_paths(files))))
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, ";".join(_as_paths(files))))
 
 
-def as_paths(files: Files) -> tuple[str, ...]:
+def _as_paths(files: Files) -> tuple[str, ...]:
     """Return the paths of a batch as text; one path is a batch of one.
 
     Raises:
@@ -107,7 +106,7 @@ def as_count(count: int, files: Files) -> int:
 
 def as_batches(batches: Iterable[tuple[Files, int]]) -> list[Batch]:
     """Validate ``(files, count)`` pairs."""
-    return [Batch(as_paths(files), as_count(count, files)) for files, count in batches]
+    return [Batch(_as_paths(files), as_count(count, files)) for files, count in batches]
 
 
 def named_few(names: Sequence[str]) -> str:
@@ -160,6 +159,6 @@ class BatchIds(ABC):
             raise InputError("give exactly one of files and key")
         found = self._range(key if key is not None else hash_files(files or ()))
         if found is None:
-            what = f"key {key!r}" if files is None else f"files {named_few(as_paths(files)) or '[]'}"
+            what = f"key {key!r}" if files is None else f"files {named_few(_as_paths(files)) or '[]'}"
             raise KeyError(f"no ids are registered for {what}")
         return found

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from spark_dedup.errors import InputError
-from spark_dedup.ids.batches import Batch, hash_files, named_few, stale_error
+from spark_dedup.ids.batches import Batch, hash_files, named_few
 from spark_dedup.ids.counting import CountRows
 from spark_dedup.ids.generator import IdGenerator
-from spark_dedup.ids.registry import IdRegistry, changes
+from spark_dedup.ids.registry import IdRegistry, raise_if_stale
 from spark_dedup.ids.rows import Entry
 from spark_dedup.listing import FileInfo
 from spark_dedup.paths import filesystem, is_local, normalise_path
@@ -54,40 +54,38 @@ def file_ranges(
         StaleBatchError: naming files that changed since they were registered.
         KeyError: naming unknown files, when ``register_new`` is False.
     """
-    batches = [tuple(group) for group in groups]
-    keys = [hash_files([file.path for file in batch]) for batch in batches]
-    known = _lookup(registry, keys)
-    unknown = [batch[0].path for key, batch in zip(keys, batches, strict=True) if key not in known]
+    batches = {hash_files([file.path for file in group]): tuple(group) for group in groups}
+    known = _lookup(registry, list(batches))
+    unknown = [batch[0].path for key, batch in batches.items() if key not in known]
     if unknown and not register_new:
         raise KeyError(
             f"the id registry does not know {len(unknown)} of {len(batches)} batches of files: {named_few(unknown)}"
             "; were files batched together (NeMo Curator), give its input_files_per_partition or input_blocksize"
         )
-    _raise_if_touched((batch, known[key]) for key, batch in zip(keys, batches, strict=True) if key in known)
-    to_count = [
-        file
-        for key, batch in zip(keys, batches, strict=True)
-        for file in batch
-        if len(batch) > 1 or key not in known or known[key].size is None
-    ]
-    counts = (
-        dict(zip((file.path for file in to_count), count_rows(to_count), strict=True)) if to_count else {}
-    )
-    counted = [
-        _batch(
-            batch, sum(counts[file.path] for file in batch) if batch[0].path in counts else known[key].count
-        )
-        for key, batch in zip(keys, batches, strict=True)
-    ]
+    raise_if_stale((_batch(batches[key], known[key].count), known[key]) for key in batches if key in known)
+    counts = _count(batches, known, count_rows)
+    counted = [_batch(batch, sum(counts[file.path] for file in batch)) for batch in batches.values()]
     if isinstance(registry, IdRegistry):
         firsts = registry.register(counted)
     else:
         firsts = registry.register_batches([(batch.files, batch.count) for batch in counted])
     return [
         placed
-        for first, batch, whole in zip(firsts, batches, counted, strict=True)
-        for placed in _spread(first, batch, counts, whole.count)
+        for first, batch in zip(firsts, batches.values(), strict=True)
+        for placed in _spread(first, batch, counts)
     ]
+
+
+def _count(
+    batches: Mapping[str, Sequence[FileInfo]], known: Mapping[str, Entry], count_rows: CountRows
+) -> dict[str, int]:
+    """Return the rows of each file: as the registry knows them, where size and time told that nothing changed."""
+    told = [key for key, entry in known.items() if len(batches[key]) == 1 and entry.size is not None]
+    counts = {batches[key][0].path: known[key].count for key in told}
+    asked = [file for batch in batches.values() for file in batch if file.path not in counts]
+    if asked:
+        counts |= dict(zip((file.path for file in asked), count_rows(asked), strict=True))
+    return counts
 
 
 def _lookup(registry: IdRegistry | IdGenerator, keys: Sequence[str]) -> dict[str, Entry]:
@@ -106,20 +104,10 @@ def _batch(files: Sequence[FileInfo], count: int) -> Batch:
     )
 
 
-def _raise_if_touched(pairs: Iterable[tuple[Sequence[FileInfo], Entry]]) -> None:
-    stale = [change for files, entry in pairs if (change := changes(_batch(files, entry.count), entry))]
-    if stale:
-        raise stale_error(stale)
-
-
-def _spread(first: int, files: Sequence[FileInfo], counts: dict[str, int], total: int) -> list[FileRange]:
-    if len(files) == 1:
-        return [FileRange(files[0].path, first, total)]
-    placed = []
+def _spread(first: int, files: Sequence[FileInfo], counts: dict[str, int]) -> Iterator[FileRange]:
     for file in files:
-        placed.append(FileRange(file.path, first, counts[file.path]))
+        yield FileRange(file.path, first, counts[file.path])
         first += counts[file.path]
-    return placed
 
 
 def path_of(url: str, paths: Collection[str]) -> str | None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from spark_dedup.datasets import Source, given_options, read_files
 from spark_dedup.errors import InputError
-from spark_dedup.ids.splits import Split
+from spark_dedup.ids.files import match_urls
+from spark_dedup.ids.splits import Split, count_splits
+from spark_dedup.listing import FileInfo
 from spark_dedup.stores import store_options
 
 if TYPE_CHECKING:
-    from pyspark.sql import Column, DataFrame
+    from pyspark.sql import Column, DataFrame, SparkSession
     from pyspark.sql.types import StructField, StructType
 
-__all__ = ["BAD", "LINE", "OPTIONS", "bad_text", "check_ends", "check_lines", "lines", "open_jsonl", "parsed"]
+__all__ = ["BAD", "LINE", "as_text", "bad_text", "check_files", "lines", "open_jsonl", "parsed"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,31 +28,57 @@ _ARRAY = (
     "InputError: a line is an array of objects: write each on a line of its own, or name all input_fields\n"
 )
 
-OPTIONS = {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": BAD}
+_OPTIONS = {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": BAD}
 """Reader options that the ids rely on."""
 
-Read = Callable[["StructType | None"], "DataFrame"]
 
-
-def open_jsonl(read: Read) -> tuple[list[str], DataFrame, DataFrame]:
+def open_jsonl(
+    spark: SparkSession,
+    source: Source,
+    *,
+    read_kwargs: Mapping[str, Any] | None,
+    extensions: Sequence[str] | None,
+    schema: StructType | None,
+) -> tuple[list[str], DataFrame, DataFrame]:
     """Open JSON lines for counting and for reading.
 
     In mode PERMISSIVE every line but a blank one is a row whatever columns are read; in DROPMALFORMED the number
-    of rows depends on the columns. So malformed lines are told by a column that holds their text.
+    of rows depends on the columns. So malformed lines are told by a column, ``BAD``, that holds their text.
 
     Args:
-        read: reads the files with a schema, or infers it; the column ``BAD`` takes malformed lines.
+        spark: the session.
+        source: where the files lie.
+        read_kwargs: options for Spark's reader.
+        extensions: endings of files to take instead of the filetype's own.
+        schema: schema of the files, when it is known; else Spark infers it.
 
     Returns:
         The columns of the documents, a frame that parses as little as counting needs, and the one to read.
     """
     from pyspark.sql.types import StringType, StructField, StructType
 
-    inferred = read(None)
-    names = [name for name in inferred.columns if name != BAD]
+    def read(wanted: StructType | None) -> DataFrame:
+        reader = spark.read.options(**given_options(read_kwargs)).options(**_OPTIONS)
+        return read_files(reader.schema(wanted) if wanted else reader, source, "jsonl", extensions)
+
+    whole = read(schema)
+    names = [name for name in whole.columns if name != BAD]
     bad, none = StructField(BAD, StringType()), StructField(NONE, StringType())
-    fields = [field for field in inferred.schema.fields if field.name != BAD]
+    fields = [field for field in whole.schema.fields if field.name != BAD]
     return names, read(StructType([none, bad])), read(StructType([*fields, none, bad]))
+
+
+def as_text(
+    spark: SparkSession,
+    source: Source,
+    *,
+    read_kwargs: Mapping[str, Any] | None,
+    extensions: Sequence[str] | None,
+) -> DataFrame | None:
+    """Return the same files as text; None where options of the reader may say what a line is."""
+    if given_options(read_kwargs):
+        return None
+    return read_files(spark.read, source, "jsonl", extensions, as_text=True)
 
 
 def bad_text() -> Column:
@@ -104,20 +133,40 @@ def parsed(line: Column, *fields: StructField) -> Column:
     from pyspark.sql.types import StringType, StructField, StructType
 
     schema = StructType([*fields, StructField(NONE, StringType()), StructField(BAD, StringType())])
-    return F.from_json(line, schema, OPTIONS)
+    return F.from_json(line, schema, _OPTIONS)
 
 
-def check_ends(text: DataFrame, paths: Mapping[str, str]) -> None:
+def check_files(
+    df: DataFrame, to_count: DataFrame, text: DataFrame | None, files: Sequence[FileInfo], on_bad_lines: str
+) -> tuple[list[Split], dict[str, str], int]:
+    """Count the lines of each split, and check them.
+
+    Args:
+        df: the files, as ``open_jsonl`` reads them.
+        to_count: the same for counting.
+        text: ``as_text`` of them, to check that lines end with their object.
+        files: the files.
+        on_bad_lines: ``"error"`` or ``"skip"``.
+
+    Returns:
+        The splits, the URL that Spark reads each path by, and how many lines are malformed.
+
+    Raises:
+        InputError: malformed lines that are not to be skipped, or lines that go on; names files and lines.
+    """
+    urls = match_urls(df.inputFiles(), [file.path for file in files])
+    paths = {url: path for path, url in urls.items()}
+    splits = count_splits(to_count, bad=bad_text())
+    skipped = _check_lines(splits, paths, on_bad_lines)
+    if text is not None:
+        _check_ends(text, paths)
+    return splits, urls, skipped
+
+
+def _check_ends(text: DataFrame, paths: Mapping[str, str]) -> None:
     """Check that lines end with their object; Spark's reader leaves the rest out, be it another document.
 
     So do lines of files that were joined where one did not end in a newline.
-
-    Args:
-        text: the files, read as text.
-        paths: URL → path.
-
-    Raises:
-        InputError: some go on; names files and the lines' text.
     """
     from pyspark.sql import functions as F
 
@@ -139,17 +188,8 @@ def check_ends(text: DataFrame, paths: Mapping[str, str]) -> None:
         )
 
 
-def check_lines(splits: Sequence[Split], paths: Mapping[str, str], on_bad_lines: str) -> int:
-    """Return how many lines are malformed, and log them.
-
-    Args:
-        splits: what was counted.
-        paths: URL → path.
-        on_bad_lines: ``"error"`` or ``"skip"``.
-
-    Raises:
-        InputError: there are any, and they are not to be skipped; names files and lines.
-    """
+def _check_lines(splits: Sequence[Split], paths: Mapping[str, str], on_bad_lines: str) -> int:
+    """Return how many lines are malformed, and log them; an error unless they are to be skipped."""
     bad = sorted((s for s in splits if s.bad), key=lambda s: (s.url, s.start))
     total = sum(s.bad for s in bad)
     if not total:

@@ -26,7 +26,7 @@ from spark_dedup.ids.batches import (
 from spark_dedup.ids.generator import read_state, write_state
 from spark_dedup.ids.rows import ORIGIN, Entry, origin_rows, state_rows
 from spark_dedup.ids.turns import turn
-from spark_dedup.names import is_table_name
+from spark_dedup.names import is_table_name, spelled
 from spark_dedup.paths import exists, is_local, normalise_path, spark_location
 from spark_dedup.session import is_connect
 from spark_dedup.settings import conf_of
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import DataFrame, SparkSession
 
-__all__ = ["IdRegistry", "changes", "others_registered"]
+__all__ = ["IdRegistry", "others_registered", "raise_if_stale"]
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class IdRegistry(BatchIds):
             InputError: the table at ``location`` is no id registry, or starts at another id.
         """
         start = as_count(start_id, "start_id")
-        registry = cls(spark, _open_log(spark, _spelled(location), origin_rows(start), storage_options))
+        registry = cls(spark, _open_log(spark, spelled(location), origin_rows(start), storage_options))
         if start and not registry._log.created:
             first = registry._log.find([ORIGIN])[ORIGIN].min_id
             if first != start:
@@ -126,7 +126,7 @@ class IdRegistry(BatchIds):
         """
         next_id, ranges = read_state(path, storage_options)
         rows = state_rows(next_id, ranges, uuid.uuid4().hex)
-        registry = cls(spark, _open_log(spark, _spelled(location), rows, None))
+        registry = cls(spark, _open_log(spark, spelled(location), rows, None))
         if not registry._log.created and registry._state() != (next_id, ranges):
             raise InputError(
                 f"{registry.location} already holds an id registry with other ranges than {os.fspath(path)}; "
@@ -175,7 +175,7 @@ class IdRegistry(BatchIds):
         pause = 0.005
         while True:
             known = self._log.find(list(wanted))
-            _raise_if_stale((wanted[key], entry) for key, entry in known.items())
+            raise_if_stale((wanted[key], entry) for key, entry in known.items())
             fresh = {key: batch for key, batch in wanted.items() if key not in known}
             if not fresh:
                 return known
@@ -186,7 +186,8 @@ class IdRegistry(BatchIds):
             # a failure that left open whether it committed.
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"other writers kept the id registry {self.location} busy for {PATIENCE_S:.0f} s"
+                    f"other writers kept the id registry {self.location} busy for {PATIENCE_S:.0f} s: "
+                    "run the job again"
                 )
             time.sleep(pause * random.random())
             pause = min(2 * pause, 0.2)
@@ -233,7 +234,7 @@ class IdRegistry(BatchIds):
         return f"IdRegistry({self.location!r})"
 
 
-def changes(batch: Batch, entry: Entry) -> str | None:
+def _changes(batch: Batch, entry: Entry) -> str | None:
     """Say what changed of a batch since it was registered, as far as both tell; None when nothing did."""
     told = [
         f"{then} {what} then, {now} now"
@@ -259,8 +260,13 @@ def others_registered(spark: SparkSession, location: str, files: Iterable[str]) 
         return True
 
 
-def _raise_if_stale(pairs: Iterable[tuple[Batch, Entry]]) -> None:
-    stale = [change for batch, entry in pairs if (change := changes(batch, entry))]
+def raise_if_stale(pairs: Iterable[tuple[Batch, Entry]]) -> None:
+    """Check that batches are what the registry knows of them.
+
+    Raises:
+        StaleBatchError: naming those that are not, and how they differ.
+    """
+    stale = [change for batch, entry in pairs if (change := _changes(batch, entry))]
     if stale:
         raise stale_error(stale)
 
@@ -282,10 +288,6 @@ def _open_log(
     )
 
 
-def _spelled(location: str | os.PathLike[str]) -> str:
-    return location if isinstance(location, str) else normalise_path(location)  # "ids" alone is a table
-
-
 def _needed(spark: SparkSession | None) -> SparkSession:
     if spark is None:
         raise InputError("this needs a Spark session: only registering in a local path works without")
@@ -298,9 +300,7 @@ def _delta_rs_reaches(spark: SparkSession | None, given: str, path: str) -> bool
         return False
     if UNSPEAKABLE.intersection(path):
         return False
-    if given.startswith("file:"):
-        return True
-    if spark is None:
+    if spark is None or given.startswith("file:"):
         return True
     default = conf_of(spark, "spark.hadoop.fs.defaultFS", "file:///")
     return default.startswith("file:") and not {"HADOOP_CONF_DIR", "YARN_CONF_DIR"} & os.environ.keys()

@@ -69,7 +69,7 @@ class Split:
 
 
 def placed(df: DataFrame, columns: Sequence[Column]) -> DataFrame:
-    """Select columns of a file scan, and where each row was read; only rows that are never counted may be gone."""
+    """Select columns of a file scan, and where each row was read; ``df`` has to hold every row that is counted."""
     from pyspark.sql import functions as F
 
     return df.select(
@@ -160,15 +160,35 @@ def split_table(splits: Sequence[Split], ranges: Sequence[FileRange]) -> pa.Tabl
         StaleBatchError: a file has another number of rows than were registered.
         InputError: a split belongs to none of the files.
     """
+    files = _ranges_by_url(splits, ranges)
+    ordered = sorted(splits, key=lambda s: (s.url, s.start))
+    firsts: list[int] = []
+    before: dict[str, int] = {}  # rows of each file in earlier splits
+    for split in ordered:
+        place = before.get(split.url, 0)
+        firsts.append(files[split.url].first_id + place)
+        before[split.url] = place + split.count
+    return pa.table(
+        {
+            URL: pa.array([s.url for s in ordered], pa.string()),
+            START: pa.array([s.start for s in ordered], pa.int64()),
+            BASE: pa.array([s.base for s in ordered], pa.int64()),
+            FIRST: pa.array(firsts, pa.int64()),
+            COUNT: pa.array([s.count for s in ordered], pa.int64()),
+        }
+    )
+
+
+def _ranges_by_url(splits: Sequence[Split], ranges: Sequence[FileRange]) -> dict[str, FileRange]:
+    """Return the file of each URL that splits have, when all files are there with the rows they should have."""
     by_path = {r.path: r for r in ranges}
     rows = rows_by_url(splits)
-    paths = {url: path_of(url, by_path) for url in rows}
-    files = {url: by_path[path] for url, path in paths.items() if path is not None}
     if "" in rows:
         raise InputError(
             "rows that come from no file, as those of some views, cannot be given ids: name their own id column "
             "(assign_id=False, id_field=...), or write them to files or a table first"
         )
+    files = {url: by_path[path] for url in rows if (path := path_of(url, by_path)) is not None}
     if len(files) < len(rows):
         raise InputError(f"Spark also reads {named_few(sorted(rows.keys() - files.keys()))}: read it anew")
     now = {files[url].path: count for url, count in rows.items()}
@@ -179,20 +199,7 @@ def split_table(splits: Sequence[Split], ranges: Sequence[FileRange]) -> pa.Tabl
     ]
     if stale:
         raise stale_error(stale)
-    firsts, ordered = [], sorted(splits, key=lambda s: (s.url, s.start))
-    place: dict[str, int] = {}
-    for split in ordered:
-        before = place.get(split.url, 0)
-        firsts.append(files[split.url].first_id + before)
-        place[split.url] = before + split.count
-    names = {
-        URL: pa.array([s.url for s in ordered], pa.string()),
-        START: pa.array([s.start for s in ordered], pa.int64()),
-        BASE: pa.array([s.base for s in ordered], pa.int64()),
-        FIRST: pa.array(firsts, pa.int64()),
-        COUNT: pa.array([s.count for s in ordered], pa.int64()),
-    }
-    return pa.table(names)
+    return files
 
 
 def number_rows(rows: DataFrame, table: DataFrame) -> tuple[DataFrame, Column]:

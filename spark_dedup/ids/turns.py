@@ -10,21 +10,21 @@ from pathlib import Path
 
 __all__ = ["TURN_FILE", "turn"]
 
+PATIENCE_S = 3.0
 TURN_FILE = "_turn.lock"
 """In the folder of a table; Delta and Spark leave a name with an underscore alone."""
 
 
 @contextlib.contextmanager
-def turn(lock: Path | None, *, patience_s: float = 3.0) -> Iterator[None]:
+def turn(lock: Path | None) -> Iterator[None]:
     """Hold an advisory lock on a file, or go on without it where that fails or takes too long.
 
     Writers that compare and swap waste most of their attempts when many start at once; in turns, each succeeds
     with the first. The system frees the lock of a killed process, and a stopped one delays others by
-    ``patience_s`` only.
+    ``PATIENCE_S`` only.
 
     Args:
         lock: file to lock, made when missing; None takes no lock.
-        patience_s: seconds to wait.
     """
     with contextlib.ExitStack() as held:
         if lock is not None:
@@ -32,7 +32,7 @@ def turn(lock: Path | None, *, patience_s: float = 3.0) -> Iterator[None]:
                 import fcntl
 
                 file = held.enter_context(lock.open("ab"))
-                deadline = time.monotonic() + patience_s
+                deadline = time.monotonic() + PATIENCE_S
                 while time.monotonic() < deadline:
                     try:
                         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

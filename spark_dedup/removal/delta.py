@@ -6,11 +6,12 @@ import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from spark_dedup.datasets import partition_root
+from spark_dedup.datasets import relation_of
 from spark_dedup.errors import InputError
 from spark_dedup.ids.batches import named_few
 from spark_dedup.ids.files import path_of
-from spark_dedup.paths import filesystem, spark_location, spark_path
+from spark_dedup.partitions import are_partitioned
+from spark_dedup.paths import filesystem, spark_path
 from spark_dedup.settings import settings
 from spark_dedup.tables import col, quote
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from spark_dedup.datasets import Source
     from spark_dedup.listing import FileInfo
 
-__all__ = ["check_alone", "check_flat", "clone_without", "drop_empty_files", "relation_of", "view_query"]
+__all__ = ["check_alone", "check_flat", "clone_without", "drop_empty_files", "view_query"]
 
 
 _MERGE_SETTINGS = {
@@ -123,7 +124,7 @@ def check_flat(files: Sequence[FileInfo], source: Source) -> None:
     Raises:
         InputError: naming a file that lies deeper.
     """
-    if partition_root(files, source) is not None:
+    if are_partitioned(files, source.names):
         return
     deep = next((f.path for f in files if f.path.rsplit("/", 1)[0] not in source.names), None)
     if deep is not None and deep not in source.names:
@@ -154,19 +155,3 @@ def check_alone(
             f"SQL would read {named_few(others)} as {kind}, too: move what is no data elsewhere, or write parquet, "
             "jsonl or delta"
         )
-
-
-def relation_of(source: Source, filetype: str = "parquet") -> str:
-    """Return a dataset as SQL names it in FROM.
-
-    Raises:
-        InputError: for several paths, which SQL cannot name at once.
-    """
-    if source.kind == "table":
-        return source.names[0]
-    if len(source.names) != 1:
-        raise InputError("SQL names one path at a time: make a view of them first, or take them one by one")
-    path = source.names[0]
-    if source.kind == "delta":
-        return f"delta.{quote(spark_location(path))}"
-    return f"{'json' if filetype == 'jsonl' else 'parquet'}.{quote(spark_path(path))}"

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import spark_dedup
-from spark_dedup.datasets import Source, partition_root, partition_values
 from spark_dedup.footers import parquet_footers
 from spark_dedup.ids.files import FileRange, path_of
 from spark_dedup.listing import FileInfo
+from spark_dedup.partitions import are_partitioned, partition_values
 from spark_dedup.paths import filesystem, make_folder
 from spark_dedup.tables import col, hidden_metadata
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
     from pyspark.sql import DataFrame
     from pyspark.sql.types import StructType
+
+    from spark_dedup.datasets import Source
 
 __all__ = ["NAMES_TO_MAP", "clone_files", "hidden_by_id", "hidden_by_range", "nested_names"]
 
@@ -161,8 +163,8 @@ def clone_files(
     for path, vector in vectors.items():
         if vector["cardinality"] > rows.get(path, 0):
             raise RuntimeError(f"{path} has fewer rows than were matched: did the input change meanwhile?")
-    partitioned = partition_root(files, source) is not None
-    partitions = [partition_values(file, source) if partitioned else {} for file in files]
+    partitioned = are_partitioned(files, source.names)
+    partitions = [partition_values(file, source.names) if partitioned else {} for file in files]
     with fs.open(f"{inner}/_delta_log/{0:020d}.json", "wb") as log:
         for action in _table_actions(schema, partitions[0], source):
             log.write(_line(action))

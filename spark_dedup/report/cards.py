@@ -31,9 +31,9 @@ def _group(group: Group, exact: bool, is_open: bool) -> str:
     first = group.kept or group.members[0][0]
     head = f"<b>{group.size:,} records</b>"
     peek = f'<span class="peek">{safe((first.text or "").strip()[:160])}</span>' if first.text else ""
+    more = group.size - len(group.members) - (group.kept is not None)
     if exact:
         removed = ", ".join(_name(m) for m, _ in group.members)
-        more = group.size - len(group.members) - (group.kept is not None)
         rest = f" and {more:,} more" if more > 0 else ""
         who = _who("Stays", "k", group.kept) if group.kept else ""
         body = f'<div class="rec">{who}{_content(first)}</div><p class="more">To remove: {removed}{rest}</p>'
@@ -42,7 +42,6 @@ def _group(group: Group, exact: bool, is_open: bool) -> str:
             f'<div class="rec">{_who("To remove", "g", member, score)}{_against(group.kept, member)}</div>'
             for member, score in group.members
         )
-        more = group.size - len(group.members) - (group.kept is not None)
         members += f'<p class="more">and {more:,} more</p>' if more > 0 else ""
         stays = f"{_who('Stays', 'k', group.kept)}{_content(group.kept)}" if group.kept else ""
         body = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spark_dedup.report.figures import Figures
@@ -10,6 +11,8 @@ from spark_dedup.report.marks import percent, safe
 __all__ = ["similarity_section", "sizes_section", "sources_section"]
 
 _MATRIX, _LISTED = 16, 30
+Overlaps = Mapping[tuple[str, str], tuple[int, float | None]]
+"""Two sources → records of the first with a copy in the second, and their share of it."""
 
 
 def sizes_section(figures: Figures) -> str:
@@ -48,30 +51,37 @@ def sources_section(figures: Figures) -> str:
 
 
 def _overlap(figures: Figures) -> str:
-    """How much of each source is in another: a matrix of shares, or a list when they are many or unknown."""
+    """Return how much of each source is in another: a matrix of shares, or a list when they are many or unknown."""
     found = {(a, b): (n, share) for a, b, n, share in figures.pairs}
-    names = [name for name, _, _ in figures.removed_by_source if any(name in pair for pair in found)]
     if not found:
         return ""
-    head = "<h3>How much of one is in another</h3><p>Share of a row's records that have a copy in the column.</p>"
-    if len(names) > _MATRIX or any(share is None for _, share in found.values()):
-        rows = "".join(
-            f'<tr><th>{safe(a)}</th><td>{safe(b)}</td><td class="n">{n:,}</td>'
-            f'<td class="n">{"" if share is None else percent(share)}</td></tr>'
-            for (a, b), (n, share) in list(found.items())[:_LISTED]
-        )
-        titles = (
-            '<th>Records of</th><th>have a copy in</th><th class="n">Records</th><th class="n">Share</th>'
-        )
-        table = f"<table><thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table>"
-        return f'{head}<div class="scroll">{table}</div>'
+    names = [name for name, _, _ in figures.removed_by_source if any(name in pair for pair in found)]
+    is_list = len(names) > _MATRIX or any(share is None for _, share in found.values())
+    table = _list_of(found) if is_list else _matrix_of(found, names)
+    return (
+        "<h3>How much of one is in another</h3><p>Share of a row's records that have a copy in the column.</p>"
+        f"{table}"
+    )
+
+
+def _list_of(found: Overlaps) -> str:
+    rows = "".join(
+        f'<tr><th>{safe(a)}</th><td>{safe(b)}</td><td class="n">{n:,}</td>'
+        f'<td class="n">{"" if share is None else percent(share)}</td></tr>'
+        for (a, b), (n, share) in list(found.items())[:_LISTED]
+    )
+    titles = '<th>Records of</th><th>have a copy in</th><th class="n">Records</th><th class="n">Share</th>'
+    return f'<div class="scroll"><table><thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _matrix_of(found: Overlaps, names: Sequence[str]) -> str:
     columns = "".join(f'<th class="n" scope="col">{safe(b)}</th>' for b in names)
     rows = "".join(
         f'<tr><th scope="row">{safe(a)}</th>{"".join(_cell(found.get((a, b))) for b in names)}</tr>'
         for a in names
     )
     return (
-        f'{head}<div class="scroll" tabindex="0"><table class="matrix"><thead><tr><th></th>{columns}</tr></thead>'
+        f'<div class="scroll" tabindex="0"><table class="matrix"><thead><tr><th></th>{columns}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
 

@@ -175,12 +175,14 @@ def _scores(
     """Count similarities in classes, and the records removed at each threshold, in two passes."""
     from pyspark.sql import functions as F
 
-    scores = (rows if pairs is None else pairs).select(
-        F.col("score" if pairs is None else "cosine_sim_score").cast("double").alias("score")
-    )
-    lowest = rows.agg(F.min("score")).first()
-    low = 0.0 if pairs is not None else float((lowest and lowest[0]) or 0.0)
-    low = min(low, 0.999)
+    low, reach = 0.0, list(EPS_GRID)
+    if pairs is not None:
+        scores = pairs.select(F.col("cosine_sim_score").cast("double").alias("score"))
+    else:
+        scores = rows.select(F.col("score").cast("double").alias("score"))
+        lowest = scores.agg(F.min("score")).first()
+        low = min(float((lowest and lowest[0]) or 0.0), 0.999)
+        reach = [eps for eps in EPS_GRID if 1 - eps >= low - 1e-6]
     step = (1.0 - low) / BINS
     place = F.least(F.greatest(F.floor((F.col("score") - low) / step), F.lit(0)), F.lit(BINS - 1)).cast("int")
     at_least = [
@@ -189,7 +191,6 @@ def _scores(
     ]
     counts = {r[0]: r[1] for r in scores.groupBy(place.alias("bin")).count().collect()}
     swept = scores.agg(*at_least).first()
-    reach = EPS_GRID if pairs is not None else [e for e in EPS_GRID if 1 - e >= low - 1e-6]
     bins = [(low + i * step, low + (i + 1) * step, counts.get(i, 0)) for i in range(BINS)]
     return bins, [(eps, int((swept and swept[i]) or 0)) for i, eps in enumerate(reach)]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from spark_dedup.errors import InputError
 from spark_dedup.exact import Keep, keep_order
 from spark_dedup.ids.registry import others_registered
-from spark_dedup.limits import SafetyStopError, check_limits, over_a_limit
+from spark_dedup.limits import check_limits
 from spark_dedup.listing import Named
 from spark_dedup.outputs import exclusive
 from spark_dedup.paths import Location, normalise_path
@@ -26,7 +26,6 @@ from spark_dedup.workflows.exact_inputs import (
     OWNED,
     REMOVED_FOLDER,
     Documents,
-    id_of,
     input_of,
     inspect,
     registry_of,
@@ -38,19 +37,21 @@ from spark_dedup.workflows.exact_matching import (
     forget_rows,
     identify,
     keeps_rows,
-    kept_rows,
+    record,
+    remove,
+    safety_stop,
 )
 from spark_dedup.workflows.inputs import (
     check_compression,
+    check_count,
     check_size,
     check_unchanged,
     session_with,
     table_version,
 )
 from spark_dedup.workflows.planning import plan_of
-from spark_dedup.workflows.recording import record_run
 from spark_dedup.workflows.result import WorkflowResult
-from spark_dedup.workflows.steps import fingerprint, steps_of
+from spark_dedup.workflows.steps import Steps, fingerprint, steps_of
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -140,10 +141,9 @@ class ExactDeduplicationWorkflow:
             raise InputError("input_path is missing: name the documents to deduplicate")
         if self.output_mode not in ("error", "overwrite"):
             raise InputError(f'output_mode must be "error" or "overwrite", not {self.output_mode!r}')
-        for name in ("identification_batchsize", "total_nparts"):
-            value = getattr(self, name)
-            if (type(value) is not int or value < 1) and (value is not None or name != "total_nparts"):
-                raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
+        check_count("identification_batchsize", self.identification_batchsize)
+        if self.total_nparts is not None:
+            check_count("total_nparts", self.total_nparts)
         keep_order(self.keep)
         check_size(self.input_blocksize)
         for size in (self.rmm_pool_size, self.spill_memory_limit):
@@ -194,35 +194,41 @@ class ExactDeduplicationWorkflow:
                     shared=lambda path: others_registered(session, path, [file.path for file in found.files]),
                 )
             )
-            identified = steps.result("identify")
-            if identified is None:
-                wrote = [IDS_FOLDER, GENERATOR_FILE] if self.assign_id else [IDS_FOLDER]
-                identified = identify(self, session, found, output)
-                self._check_unchanged(found)
-                steps.finish("identify", identified, wrote=wrote)
-            metadata: dict[str, Any] = {"total_time": 0.0, **identified, "output_path": output}
-            stop = self._over_a_limit(session, output, identified)
-            if self.ledger is not None:
-                recorded = steps.result("ledger")
-                if recorded is None:
-                    recorded = self._record(session, self.ledger, output, identified, began, stop)
-                    if stop is None:
-                        steps.finish("ledger", recorded)
-                metadata |= recorded
-            if stop is not None:
-                raise stop
-            if self.perform_removal:
-                removed = steps.result("remove")
-                if removed is None:
-                    self._check_unchanged(found, or_more=True)
-                    removed = self._remove(session, output)
-                    self._check_unchanged(found)
-                    steps.finish("remove", removed, wrote=[REMOVED_FOLDER])
-                metadata |= removed
+            metadata = self._do(session, steps, found, output, began)
             steps.close()  # before what a rerun would need goes: a job killed in between is finished
             forget_rows(output)
-        metadata["total_time"] = time.monotonic() - started
-        return WorkflowResult("exact_deduplication", metadata)
+        return WorkflowResult("exact_deduplication", {"total_time": time.monotonic() - started, **metadata})
+
+    def _do(
+        self, spark: SparkSession, steps: Steps, found: Documents, output: str, began: datetime
+    ) -> dict[str, Any]:
+        """Do the steps that are not finished yet; return what all of them recorded."""
+        identified = steps.result("identify")
+        if identified is None:
+            identified = identify(self, spark, found, output)
+            self._check_unchanged(found)
+            wrote = [IDS_FOLDER, GENERATOR_FILE] if self.assign_id else [IDS_FOLDER]
+            steps.finish("identify", identified, wrote=wrote)
+        metadata: dict[str, Any] = {**identified, "output_path": output}
+        stop = safety_stop(self, spark, output, identified)
+        if self.ledger is not None:
+            recorded = steps.result("ledger")
+            if recorded is None:
+                recorded = record(self, spark, self.ledger, output, identified, began, stop)
+                if stop is None:
+                    steps.finish("ledger", recorded)
+            metadata |= recorded
+        if stop is not None:
+            raise stop
+        if self.perform_removal:
+            removed = steps.result("remove")
+            if removed is None:
+                self._check_unchanged(found, or_more=True)
+                removed = remove(self, spark, output)
+                self._check_unchanged(found)
+                steps.finish("remove", removed, wrote=[REMOVED_FOLDER])
+            metadata |= removed
+        return metadata
 
     def plan(self, spark: SparkSession | None = None) -> WorkflowResult:
         """Say what would be read and written, and how large it is, and touch nothing."""
@@ -269,73 +275,3 @@ class ExactDeduplicationWorkflow:
     def _check_unchanged(self, found: Documents, *, or_more: bool = False) -> None:
         extensions = self.input_file_extensions
         check_unchanged(found, filetype=self.input_filetype, extensions=extensions, or_more=or_more)
-
-    def _over_a_limit(
-        self, spark: SparkSession, output: str, identified: Mapping[str, Any]
-    ) -> SafetyStopError | None:
-        """Return why nothing may be removed, or None. The ids, and the run in the ledger, stay for review."""
-        return over_a_limit(
-            kept_rows(self, spark, output) if keeps_rows(self) else None,
-            num_documents=identified["num_documents"],
-            num_duplicates=identified["num_duplicates"],
-            max_removed_fraction=self.max_removed_fraction,
-            max_cluster_fraction=self.max_cluster_fraction,
-            documents_by_source=identified.get("documents_by_source"),
-        )
-
-    def _record(
-        self,
-        spark: SparkSession,
-        ledger: Location,
-        output: str,
-        identified: Mapping[str, Any],
-        began: datetime,
-        stop: SafetyStopError | None,
-    ) -> dict[str, Any]:
-        return record_run(
-            spark,
-            ledger,
-            kept_rows(self, spark, output),
-            method="exact",
-            source=input_of(self),
-            filetype=self.input_filetype,
-            id_field=id_of(self),
-            metadata=identified,
-            began=began,
-            stop=stop,
-            parameters={
-                "text_field": self.text_field,
-                "input_filetype": self.input_filetype,
-                "keep": keep_order(self.keep),
-                "verify": self.verify,
-                "source_field": self.source_field,
-                "source_priority": list(self.source_priority),
-                "protected_sources": list(self.protected_sources),
-                "drop_all_copies": self.drop_all_copies,
-                "max_removed_fraction": self.max_removed_fraction,
-                "max_cluster_fraction": self.max_cluster_fraction,
-            },
-            device=self.device,
-            registry=registry_of(self),
-            extensions=self.input_file_extensions,
-        )
-
-    def _remove(self, spark: SparkSession, output: str) -> dict[str, Any]:
-        from spark_dedup.workflows.removal import TextDuplicatesRemovalWorkflow
-
-        done = TextDuplicatesRemovalWorkflow(
-            input_path=input_of(self),
-            ids_to_remove_path=f"{output}/{IDS_FOLDER}",
-            output_path=f"{output}/{REMOVED_FOLDER}",
-            input_filetype=self.input_filetype,
-            id_field=id_of(self),
-            duplicate_id_field=id_of(self),
-            input_file_extensions=self.input_file_extensions,
-            input_kwargs=self.read_kwargs,
-            registry=registry_of(self),
-            output_filetype="parquet" if self.input_filetype == "delta" else self.input_filetype,
-            output_mode="overwrite",
-            on_bad_lines=self.on_bad_lines,
-        ).run(spark)
-        keys = ("num_duplicates_removed", "num_documents_written")
-        return {"removal_time": done["total_time"], **{key: done[key] for key in keys}}

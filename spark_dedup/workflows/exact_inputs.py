@@ -11,7 +11,7 @@ from spark_dedup.ids.assign import documents
 from spark_dedup.ids.registry import IdRegistry
 from spark_dedup.ledger import check_ledger
 from spark_dedup.listing import Named
-from spark_dedup.names import is_table_name
+from spark_dedup.names import is_table_name, spelled
 from spark_dedup.outputs import check_apart, check_output, clear_killed
 from spark_dedup.paths import normalise_path
 from spark_dedup.progress import job_progress
@@ -79,8 +79,7 @@ def registry_of(job: ExactDeduplicationWorkflow) -> str | None:
         return None
     if job.registry is None:
         return f"{normalise_path(job.output_path)}/id_registry"
-    # A name alone is a table, but a Path never is.
-    return job.registry if isinstance(job.registry, str) else normalise_path(job.registry)
+    return spelled(job.registry)
 
 
 def running_settings(job: ExactDeduplicationWorkflow) -> dict[str, str]:
@@ -147,13 +146,14 @@ def with_ids(
     job: ExactDeduplicationWorkflow, spark: SparkSession, found: Documents, generator_path: str
 ) -> tuple[DataFrame, int]:
     """Register the files, and write the ids' ranges as JSON; return the documents with ids, and how many."""
-    registry = registry_of(job) or ""  # not opened yet: malformed lines shall leave none behind
+    registry = registry_of(job)
+    assert registry is not None
     with job_progress(spark, "registering ids"):
         read = documents(
             spark,
             input_of(job),
             filetype=job.input_filetype,
-            registry=registry,
+            registry=registry,  # not opened yet: malformed lines shall leave none behind
             columns=_columns(job),
             on_bad_lines=job.on_bad_lines,
             read_kwargs=job.read_kwargs,

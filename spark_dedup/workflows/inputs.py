@@ -9,19 +9,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from spark_dedup.datasets import Source, find_source, partition_root, read_dataset, read_files
+from spark_dedup.datasets import (
+    Source,
+    delta_version,
+    find_source,
+    given_options,
+    read_dataset,
+)
 from spark_dedup.errors import InputError
 from spark_dedup.footers import check_readable, check_schemas, parquet_footers
 from spark_dedup.ids import jsonl
 from spark_dedup.ids.batches import named_few
 from spark_dedup.ids.curator import parse_bytes
-from spark_dedup.ids.files import match_urls
-from spark_dedup.ids.splits import count_splits, rows_by_url
+from spark_dedup.ids.splits import rows_by_url
 from spark_dedup.listing import FileInfo, Named, list_files
-from spark_dedup.names import path_relation
 from spark_dedup.paths import is_local
-from spark_dedup.runtime import ensure_pyspark
-from spark_dedup.session import build_session
+from spark_dedup.session import active_or_build
 from spark_dedup.settings import NANOS_AS_LONG, conf_of
 from spark_dedup.tables import col, require_columns
 
@@ -31,13 +34,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "JobInput",
-    "base_of",
     "check_compression",
+    "check_count",
     "check_size",
     "check_unchanged",
     "inspect_input",
-    "is_delta",
-    "location_of",
     "plain_files",
     "read_input",
     "session_with",
@@ -102,7 +103,7 @@ def inspect_input(
     """
     found = find_source(spark, source, filetype=filetype)
     if found.kind == "table":
-        location = location_of(spark, found.names[0])
+        location = _location_of(spark, found.names[0])
         return JobInput(found, [], None, () if location is None else (location,))
     if found.kind == "delta":
         return JobInput(found, [], None, found.names)
@@ -147,11 +148,10 @@ def plain_files(
     found: JobInput, *, filetype: str, read_kwargs: Mapping[str, Any] | None = None
 ) -> list[FileInfo]:
     """Return the files of an input that is nothing but parquet files, read as they are; none of any other."""
-    given = any(value is not None for value in (read_kwargs or {}).values())
-    return found.files if filetype == "parquet" and not given else []
+    return found.files if filetype == "parquet" and not given_options(read_kwargs) else []
 
 
-def location_of(spark: SparkSession, table: str) -> str | None:
+def _location_of(spark: SparkSession, table: str) -> str | None:
     """Return the folder of a table, by its quoted name; None for a view."""
     rows = spark.sql(f"DESCRIBE TABLE EXTENDED {table}").where("col_name = 'Location'").collect()
     return str(rows[-1]["data_type"]) if rows else None
@@ -200,34 +200,31 @@ def read_input(
             schema=schema,
         ), None
 
-    def read(wanted: StructType | None) -> DataFrame:
-        reader = spark.read.options(**(read_kwargs or {})).options(**jsonl.OPTIONS)
-        known = wanted if wanted is not None else schema
-        return read_files(reader.schema(known) if known else reader, found, filetype, extensions)
-
-    names, to_count, df = jsonl.open_jsonl(read)
+    names, to_count, df = jsonl.open_jsonl(
+        spark, found, read_kwargs=read_kwargs, extensions=extensions, schema=schema
+    )
     kept = [col(name) for name in (names if columns is None else columns)]
     if names:  # without any, malformed lines may be why
         require_columns(names, columns or [], where=str(found))
         if not check_lines:
             return df.select(*kept), None
-    splits = count_splits(to_count, bad=jsonl.bad_text())
     files = list_files(list(found.names), filetype=filetype, extensions=extensions)
-    urls = match_urls(df.inputFiles(), [file.path for file in files])
-    paths = {url: path for path, url in urls.items()}
-    skipped = jsonl.check_lines(splits, paths, on_bad_lines)
-    if not any(value is not None for value in (read_kwargs or {}).values()):  # they may say what a line is
-        jsonl.check_ends(read_files(spark.read, found, filetype, extensions, as_text=True), paths)
+    text = jsonl.as_text(spark, found, read_kwargs=read_kwargs, extensions=extensions)
+    splits, _, skipped = jsonl.check_files(df, to_count, text, files, on_bad_lines)
     require_columns(names, columns or [], where=str(found))
     if skipped:
         df = df.where(jsonl.bad_text().isNull())
     return df.select(*kept), sum(rows_by_url(splits).values()) - skipped
 
 
-def base_of(files: Sequence[FileInfo], source: Source) -> dict[str, str]:
-    """Return the reader option by which some files of a source keep the columns that its folders give."""
-    base = partition_root(files, source)
-    return {} if base is None else {"basePath": base}
+def check_count(name: str, value: object) -> None:
+    """Check that an argument is a whole number of at least 1.
+
+    Raises:
+        InputError: it is none; names the argument.
+    """
+    if type(value) is not int or value < 1:
+        raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
 
 
 def check_size(size: int | str) -> int:
@@ -264,30 +261,13 @@ def session_with(
     spark: SparkSession | None, startup: Mapping[str, str], *, device: str, reason: str
 ) -> SparkSession:
     """Return the given, the active, or a new session; warn where it can no longer take settings of its start."""
-    if spark is None:
-        ensure_pyspark()
-        from pyspark.sql import SparkSession
-
-        spark = SparkSession.getActiveSession()
-    if spark is None:
-        return build_session(device=device, conf=startup)
+    session = active_or_build(spark, device=device, conf=startup)
     for key, value in startup.items():
-        if conf_of(spark, key) != value:
+        if conf_of(session, key) != value:
             logger.warning(
                 "%s: this session no longer takes %s=%s: give it to the session's start", reason, key, value
             )
-    return spark
-
-
-def is_delta(spark: SparkSession, source: Source) -> bool:
-    """Return whether a dataset is a Delta path or a Delta table, not a view of one."""
-    if source.kind != "table":
-        return source.kind == "delta"
-    try:
-        detail = spark.sql(f"DESCRIBE DETAIL {source.names[0]}").first()
-    except Exception:  # a view; its class differs between classic and Connect
-        return False
-    return detail is not None and detail["format"] == "delta"
+    return session
 
 
 def table_version(spark: SparkSession, source: Named, *, filetype: str) -> str | None:
@@ -295,9 +275,5 @@ def table_version(spark: SparkSession, source: Named, *, filetype: str) -> str |
     found = find_source(spark, source, filetype=filetype)
     if found.kind == "files":
         return None
-    relation = found.names[0] if found.kind == "table" else path_relation("delta", found.names[0])
-    try:
-        newest = spark.sql(f"DESCRIBE HISTORY {relation} LIMIT 1").first()
-    except Exception:  # a view or a table that is not Delta: never taken for unchanged
-        return uuid.uuid4().hex
-    return f"delta:{newest['version']}" if newest else None
+    # A view, or a table that is not Delta, is never taken for unchanged.
+    return delta_version(spark, found) or uuid.uuid4().hex

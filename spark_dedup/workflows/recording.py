@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from spark_dedup.ledger import write_run
+from spark_dedup.ledger_runs import DONE, STOPPED, Run, describe_input, input_version
 from spark_dedup.limits import SafetyStopError
 from spark_dedup.listing import Named
 from spark_dedup.paths import Location
@@ -53,8 +55,6 @@ def record_run(
         registry: the id registry that gave the ids.
         extensions: endings of the input's files, when they are not the filetype's own.
     """
-    from spark_dedup.ledger import DONE, STOPPED, Run, describe_input, input_version, write_run
-
     run = Run(
         method=method,
         input=describe_input(source),

@@ -53,7 +53,7 @@ def _mapping(df: DataFrame) -> dict[str, str]:
 
 
 def count_written(spark: SparkSession, folder: str, *, filetype: str) -> int:
-    """Count what was written, by what was written: footers, lines or Delta's log."""
+    """Count the documents that were written, by footers, lines or Delta's log."""
     if filetype == "parquet" and is_local(folder):
         return sum(footer.num_rows for footer in parquet_footers(list_files(folder)))
     if filetype == "jsonl":

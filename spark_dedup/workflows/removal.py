@@ -116,7 +116,8 @@ class TextDuplicatesRemovalWorkflow:
         """
         started = time.monotonic()
         session = active_or_build(spark, device=self.device)
-        if self.output_mode == "ignore" and is_there(self, session):
+        ignores = self.output_mode == "ignore"
+        if ignores and is_there(self, session):
             logger.info("output %s exists and is left as it is", self.output_path)
             return self._result(started, read=0, removed=0)
         with ExitStack() as held:
@@ -126,9 +127,7 @@ class TextDuplicatesRemovalWorkflow:
             if not names_table(self):
                 held.enter_context(exclusive(self.output_path))
                 clear_killed(normalise_path(self.output_path))
-                if self.output_mode == "ignore" and is_there(
-                    self, session
-                ):  # by now: moved away by a killed run
+                if ignores and is_there(self, session):  # by now: a killed run had moved it away
                     return self._result(started, read=0, removed=0)
             wanted = split_settings(self.input_blocksize)
             held.enter_context(settings(session, wanted, reason="TextDuplicatesRemovalWorkflow"))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from spark_dedup.datasets import Source, find_source, partition_root, read_dataset
+from spark_dedup.datasets import Source, find_source, given_options, read_dataset, relation_of
 from spark_dedup.errors import InputError, MissingInputError
 from spark_dedup.names import is_table_name, quote_name, split_name
 from spark_dedup.outputs import check_output
+from spark_dedup.partitions import are_partitioned
 from spark_dedup.paths import exists, normalise_path
-from spark_dedup.removal.delta import check_alone, check_flat, relation_of
+from spark_dedup.removal.delta import check_alone, check_flat
 from spark_dedup.removal.text import check_id_types
 from spark_dedup.session import require_delta
 from spark_dedup.tables import ID, require_columns
@@ -58,13 +59,7 @@ def check_arguments(job: TextDuplicatesRemovalWorkflow) -> None:
         raise InputError(f"output_filetype must be {', '.join(OUTPUT_TYPES)}, not {job.output_filetype!r}")
     if job.output_mode not in OUTPUT_MODES:
         raise InputError(f"output_mode must be one of {', '.join(OUTPUT_MODES)}, not {job.output_mode!r}")
-    if job.drop_id_field and job.output_fields is not None and job.id_field in job.output_fields:
-        raise InputError(f"Cannot drop id_field '{job.id_field}' when it is included in output_fields.")
-    for name in ("input_fields", "output_fields"):
-        if getattr(job, name) is not None and not getattr(job, name):
-            raise InputError(f"{name} is empty: name columns, or leave it out for all")
-    if job.output_fields is not None and len(set(job.output_fields)) < len(job.output_fields):
-        raise InputError(f"output_fields names a column twice: {', '.join(job.output_fields)}")
+    _check_fields(job)
     if job.registry is not None and job.id_generator_path is not None:
         raise InputError("registry and id_generator_path both give ids: name one of them")
     if ids_are_made(job) and job.id_field != ID:
@@ -73,65 +68,49 @@ def check_arguments(job: TextDuplicatesRemovalWorkflow) -> None:
         )
     if job.input_task_limit is not None and job.input_task_limit < 1:
         raise InputError("input_task_limit must be 1 or more")
-    if job.output_filetype in ("parquet", "jsonl", "delta"):
-        kind = "jsonl" if job.output_filetype == "jsonl" else "parquet"
-        check_compression(job.output_kwargs, argument="output_kwargs", filetype=kind)
     if job.input_blocksize is not None:
         check_size(job.input_blocksize)
     if job.output_filetype in ("view", "delta-clone"):
         _check_shown(job)
+    else:
+        kind = "jsonl" if job.output_filetype == "jsonl" else "parquet"
+        check_compression(job.output_kwargs, argument="output_kwargs", filetype=kind)
+
+
+def _check_fields(job: TextDuplicatesRemovalWorkflow) -> None:
+    for name in ("input_fields", "output_fields"):
+        if getattr(job, name) is not None and not getattr(job, name):
+            raise InputError(f"{name} is empty: name columns, or leave it out for all")
+    if job.output_fields is None:
+        return
+    if job.drop_id_field and job.id_field in job.output_fields:
+        raise InputError(f"Cannot drop id_field '{job.id_field}' when it is included in output_fields.")
+    if len(set(job.output_fields)) < len(job.output_fields):
+        raise InputError(f"output_fields names a column twice: {', '.join(job.output_fields)}")
 
 
 def _check_shown(job: TextDuplicatesRemovalWorkflow) -> None:
-    """Check what only a rewrite could do."""
-    given = {
-        "input_task_limit": job.input_task_limit,
-        "input_kwargs": job.input_kwargs,
-        "input_file_extensions": job.input_file_extensions,
-        "output_kwargs": job.output_kwargs,
-        "output_file_extension": job.output_file_extension,
-    }
+    """Refuse what only a rewrite could do."""
+    names = ["input_task_limit", "input_kwargs", "input_file_extensions"]
+    names += ["output_kwargs", "output_file_extension"]
     if job.output_filetype == "delta-clone":
-        given |= {"input_fields": job.input_fields, "output_fields": job.output_fields}
-        given |= {"drop_id_field": job.drop_id_field or None}
-    asked = [name for name, value in given.items() if value is not None]
+        names += ["input_fields", "output_fields", "drop_id_field"]
+    asked = [name for name in names if getattr(job, name) not in (None, False)]
     if asked:
         raise InputError(
             f"output_filetype {job.output_filetype!r} shows the input as it is: leave {', '.join(asked)} out, "
             "or write parquet, jsonl or delta"
         )
-    if job.output_filetype == "view":
-        _check_ids_are_shown(job)
-    if job.output_filetype == "delta-clone" and job.input_filetype == "jsonl":
-        raise InputError("a delta-clone is made of parquet files or a Delta table, not of JSON lines")
-    if job.output_filetype == "view":
-        split_name(str(job.output_path))
-
-
-def _check_ids_are_shown(job: TextDuplicatesRemovalWorkflow) -> None:
-    """Check that SQL can tell the ids: from a column, or from a registry with one range for each file.
-
-    Raises:
-        InputError: saying what to name instead.
-    """
+    if job.output_filetype == "delta-clone":
+        if job.input_filetype == "jsonl":
+            raise InputError("a delta-clone is made of parquet files or a Delta table, not of JSON lines")
+        return
     if job.id_generator_path is not None or (ids_are_made(job) and is_grouped(job)):
         raise InputError(
             "a view tells ids by a column, or by an id registry that has a range for each file: name id_field, or "
             "the registry alone; spark-dedup ids import makes one of id_generator_path"
         )
-
-
-def _check_ids_are_columns(job: TextDuplicatesRemovalWorkflow) -> None:
-    """Check that the ids are a column of the input, where nothing but SQL will look at it.
-
-    Raises:
-        InputError: they are made on the way.
-    """
-    if ids_are_made(job):
-        raise InputError(
-            f"output_filetype {job.output_filetype!r} shows the input as it is, so the ids must be "
-            "one of its columns: write parquet with assigned ids first, or name id_field"
-        )
+    split_name(str(job.output_path))
 
 
 def names_table(job: TextDuplicatesRemovalWorkflow) -> bool:
@@ -165,17 +144,14 @@ def is_grouped(job: TextDuplicatesRemovalWorkflow) -> bool:
 
 def keeps_lines(job: TextDuplicatesRemovalWorkflow, found: RemovalInput) -> bool:
     """Return whether JSON lines are written as they were read: not where fields are chosen or made otherwise."""
-    read, written = (
-        {key for key, value in (options or {}).items() if value is not None}
-        for options in (job.input_kwargs, job.output_kwargs)
-    )
+    read, written = given_options(job.input_kwargs), given_options(job.output_kwargs)
     dropped = job.drop_id_field and not ids_are_made(job)
     made_anew = ids_are_made(job) and ID in map(str.lower, found.df.columns)
     return (
         (found.source.kind, job.input_filetype, job.output_filetype) == ("files", "jsonl", "jsonl")
         and (job.input_fields, job.output_fields) == (None, None)
-        and not (read or written - {"compression"} or dropped or made_anew)
-        and partition_root(found.files, found.source) is None
+        and not (read or written.keys() - {"compression"} or dropped or made_anew)
+        and not are_partitioned(found.files, found.source.names)
     )
 
 
@@ -243,7 +219,7 @@ def _check_registry(job: TextDuplicatesRemovalWorkflow, spark: SparkSession) -> 
     """Check that a registry that was named is there, as opening it would make one."""
     if job.registry is None:
         return
-    if isinstance(job.registry, str) and is_table_name(job.registry):
+    if is_table_name(job.registry):
         find_source(spark, job.registry)
     elif not exists(f"{normalise_path(job.registry)}/_delta_log"):
         raise MissingInputError(
@@ -254,31 +230,36 @@ def _check_registry(job: TextDuplicatesRemovalWorkflow, spark: SparkSession) -> 
 def _check_target(
     job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: JobInput, listed: JobInput
 ) -> None:
-    if not names_table(job):
-        inputs = [*found.paths, *listed.paths]
-        named = isinstance(job.registry, str) and is_table_name(job.registry)
-        if job.registry is not None and not named:
-            inputs.append(normalise_path(job.registry))
-        if job.id_generator_path is not None:
-            inputs.append(str(job.id_generator_path))
+    if names_table(job):
+        tables = [each.source.names[0] for each in (found, listed) if each.source.kind == "table"]
+        if _full_name(spark, table_name(job)) in {_full_name(spark, name) for name in tables}:
+            raise InputError(f"output {table_name(job)} is an input as well: choose another name")
+    else:
+        inputs = [*found.paths, *listed.paths, *_paths_of_ids(job)]
         check_output(job.output_path, inputs=inputs, mode="overwrite")
-    elif _full_name(spark, table_name(job)) in {
-        _full_name(spark, each.source.names[0]) for each in (found, listed) if each.source.kind == "table"
-    }:
-        raise InputError(f"output {table_name(job)} is an input as well: choose another name")
-    if job.output_filetype == "view":
-        check_view_name(spark, table_name(job))
     if job.output_filetype in ("delta", "delta-clone"):
         require_delta(spark)
-    if job.output_filetype == "delta-clone" and found.source.kind != "files":
-        _check_ids_are_columns(job)
+    if job.output_filetype == "delta-clone" and found.source.kind != "files" and ids_are_made(job):
+        raise InputError(
+            f"output_filetype {job.output_filetype!r} shows the input as it is, so the ids must be "
+            "one of its columns: write parquet with assigned ids first, or name id_field"
+        )
     if job.output_filetype == "view":
-        relation_of(found.source)
-        check_flat(found.files, found.source)
-        relation_of(listed.source)
-        check_flat(listed.files, listed.source)
+        check_view_name(spark, table_name(job))
+        for each in (found, listed):
+            relation_of(each.source)
+            check_flat(each.files, each.source)
     if job.input_task_limit is not None and found.source.kind != "files":
         raise InputError(f"input_task_limit counts files, and {found.source} is a table: filter a view of it")
+
+
+def _paths_of_ids(job: TextDuplicatesRemovalWorkflow) -> list[str]:
+    """Return where the ids come from, unless it is a table or the documents themselves."""
+    if job.id_generator_path is not None:
+        return [str(job.id_generator_path)]
+    if job.registry is None or is_table_name(job.registry):
+        return []
+    return [normalise_path(job.registry)]
 
 
 def _full_name(spark: SparkSession, name: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,8 @@ from spark_dedup.ids.files import FileRange
 from spark_dedup.ids.generator import IdGenerator
 from spark_dedup.ids.registry import IdRegistry
 from spark_dedup.listing import FileInfo, Named
-from spark_dedup.workflows.inputs import base_of, read_input
+from spark_dedup.partitions import base_of
+from spark_dedup.workflows.inputs import read_input
 from spark_dedup.workflows.removal_inputs import (
     RemovalInput,
     columns_of,
@@ -37,9 +39,24 @@ def documents_of(
     files: Sequence[FileInfo] | None = None,
 ) -> DataFrame:
     """Return the documents with their id column, of all files or of some; JSON lines that are kept, as lines."""
-    if files is not None:
-        return _read(job, spark, found, [file.path for file in files], base_of(files, found.source))
-    return _read(job, spark, found) if ids_are_made(job) or keeps_lines(job, found) else found.df
+    source = job.input_path if files is None else [file.path for file in files]
+    base = {} if files is None else base_of(files, found.source.names)
+    if ids_are_made(job):
+        return _made(job, spark, found, source, base).df
+    if keeps_lines(job, found):
+        return _lines(job, spark, found, source)
+    if files is None:
+        return found.df
+    return read_input(
+        spark,
+        source,
+        filetype=job.input_filetype,
+        columns=columns_of(job),
+        read_kwargs={**(job.input_kwargs or {}), **base},
+        extensions=job.input_file_extensions,
+        on_bad_lines=job.on_bad_lines,
+        schema=_schema(found),
+    )[0]
 
 
 def ranges_of(
@@ -47,30 +64,6 @@ def ranges_of(
 ) -> list[FileRange] | None:
     """Return the id range of each file where ids are made on the way, else None."""
     return _made(job, spark, found, job.input_path).files if ids_are_made(job) else None
-
-
-def _read(
-    job: TextDuplicatesRemovalWorkflow,
-    spark: SparkSession,
-    found: RemovalInput,
-    paths: list[str] | None = None,
-    options: Mapping[str, str] | None = None,
-) -> DataFrame:
-    source = job.input_path if paths is None else paths
-    if ids_are_made(job):
-        return _made(job, spark, found, source, options).df
-    if keeps_lines(job, found):
-        return _lines(job, spark, found, source)
-    return read_input(
-        spark,
-        source,
-        filetype=job.input_filetype,
-        columns=columns_of(job),
-        read_kwargs={**(job.input_kwargs or {}), **(options or {})},
-        extensions=job.input_file_extensions,
-        on_bad_lines=job.on_bad_lines,
-        schema=_schema(found),
-    )[0]
 
 
 def _lines(
@@ -97,14 +90,15 @@ def _made(
     spark: SparkSession,
     found: RemovalInput,
     source: Named,
-    options: Mapping[str, str] | None = None,
+    base: Mapping[str, str] | None = None,
 ) -> Documents:
-    """Return documents whose ids the registry knows."""
+    """Return documents whose ids the registry knows; ``base`` is what ``base_of`` gives for some of the files."""
     ids: IdGenerator | IdRegistry
     if job.id_generator_path is not None:
         ids = IdGenerator.from_disk(str(job.id_generator_path), job.id_generator_storage_options)
     else:
-        ids = IdRegistry.open(spark, job.registry or "")
+        assert job.registry is not None
+        ids = IdRegistry.open(spark, job.registry)
 
     def read(blocksize: int | str | None, files_per_partition: int | None) -> Documents:
         return documents(
@@ -114,7 +108,7 @@ def _made(
             registry=ids,
             columns=job.input_fields,
             on_bad_lines=job.on_bad_lines,
-            read_kwargs={**(job.input_kwargs or {}), **(options or {})},
+            read_kwargs={**(job.input_kwargs or {}), **(base or {})},
             extensions=job.input_file_extensions,
             register_new=False,
             blocksize=blocksize,
@@ -128,8 +122,7 @@ def _made(
     except KeyError:
         if not is_grouped(job):
             raise
-        try:  # ids made here are one batch a file, however the job is told to group them
+        # Ids made here are one batch a file, however the job is told to group them.
+        with contextlib.suppress(KeyError):
             return read(None, None)
-        except KeyError:
-            pass
         raise

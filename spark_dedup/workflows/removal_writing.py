@@ -7,6 +7,7 @@ import uuid
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from spark_dedup.datasets import delta_detail, given_options, relation_of
 from spark_dedup.ids import jsonl
 from spark_dedup.ids.files import match_urls
 from spark_dedup.ids.splits import on_gpu
@@ -16,13 +17,12 @@ from spark_dedup.outputs import staged
 from spark_dedup.paths import delete, normalise_path, spark_location, spark_path
 from spark_dedup.progress import job_progress
 from spark_dedup.removal import passes
-from spark_dedup.removal.delta import clone_without, drop_empty_files, relation_of, view_query
+from spark_dedup.removal.delta import clone_without, drop_empty_files, view_query
 from spark_dedup.removal.lines import one_object, unescaped, with_field
 from spark_dedup.removal.text import count_documents, count_listed, remove_duplicates
 from spark_dedup.removal.vectors import clone_files, hidden_by_id, hidden_by_range
 from spark_dedup.sql_ids import numbered_query
 from spark_dedup.tables import col
-from spark_dedup.workflows.inputs import is_delta
 from spark_dedup.workflows.remaining import (
     check_balance,
     count_written,
@@ -55,40 +55,55 @@ logger = logging.getLogger(__name__)
 def write(job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: RemovalInput) -> tuple[int, int]:
     """Write or show what remains; return rows read and rows removed."""
     listed = listed_ids(job, spark)
-    overwrite = job.output_mode == "overwrite"
     if job.output_filetype == "view":
-        with job_progress(spark, "creating the view"):
-            relation = _relation(job, spark, found)
-            docs = documents_of(job, spark, found)
-            counts = _count(job, found, docs, listed, _is_long(int(listed.count())))
-            query = view_query(relation, found.listed, _output_columns(job, docs), **fields_of(job))
-            write_view(spark, query, table_name(job), expected=counts, replace=overwrite)
-            return counts
+        return _create_view(job, spark, found, listed)
     if names_table(job):
-        docs = documents_of(job, spark, found, _limited(job, found))
-        length = int(listed.count())
-        counts = _count(job, found, docs, listed, _is_long(length))
-        with ExitStack() as held, job_progress(spark, f"writing {table_name(job)}"):
-            if _is_long(length) and _can_hide(job, spark, found):
-                clone = _name_aside(job)
-                held.callback(spark.sql, f"DROP TABLE IF EXISTS {clone}")
-                kept = _hidden(job, spark, found, listed, clone)
-            else:
-                kept = _remaining(job, docs, listed, length)
-            write_table(
-                spark,
-                _shown(job, kept),
-                table_name(job),
-                expected=counts,
-                replace=overwrite,
-                output_kwargs=job.output_kwargs,
-            )
-        return counts
-    with staged(job.output_path, mode="overwrite" if overwrite else "error") as aside:
+        return _fill_table(job, spark, found, listed)
+    with staged(job.output_path, mode="overwrite" if _replaces(job) else "error") as aside:
         counts = _write_aside(job, spark, found, listed, aside)
         filetype = "delta" if job.output_filetype == "delta-clone" else job.output_filetype
         check_balance(*counts, count_written(spark, aside, filetype=filetype))
         name_files(aside, filetype=job.output_filetype, extension=job.output_file_extension)
+    return counts
+
+
+def _replaces(job: TextDuplicatesRemovalWorkflow) -> bool:
+    return job.output_mode == "overwrite"
+
+
+def _create_view(
+    job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: RemovalInput, listed: DataFrame
+) -> tuple[int, int]:
+    with job_progress(spark, "creating the view"):
+        relation = _relation(job, spark, found)
+        docs = documents_of(job, spark, found)
+        counts = _count(job, found, docs, listed, _is_long(int(listed.count())))
+        query = view_query(relation, found.listed, _output_columns(job, docs), **fields_of(job))
+        write_view(spark, query, table_name(job), expected=counts, replace=_replaces(job))
+    return counts
+
+
+def _fill_table(
+    job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: RemovalInput, listed: DataFrame
+) -> tuple[int, int]:
+    docs = documents_of(job, spark, found, _limited(job, found))
+    length = int(listed.count())
+    counts = _count(job, found, docs, listed, _is_long(length))
+    with ExitStack() as held, job_progress(spark, f"writing {table_name(job)}"):
+        if _is_long(length) and _can_hide(job, spark, found):
+            clone = _name_aside(job)
+            held.callback(spark.sql, f"DROP TABLE IF EXISTS {clone}")
+            kept = _hidden(job, spark, found, listed, clone)
+        else:
+            kept = _remaining(job, docs, listed, length)
+        write_table(
+            spark,
+            _output(job, kept),
+            table_name(job),
+            expected=counts,
+            replace=_replaces(job),
+            output_kwargs=job.output_kwargs,
+        )
     return counts
 
 
@@ -128,14 +143,15 @@ def _write_aside(
 
 def _can_hide(job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: RemovalInput) -> bool:
     """Return whether a long list may be applied by a clone, which joins ids alone and broadcasts nothing."""
-    is_read_as_it_is = not any(value is not None for value in (job.input_kwargs or {}).values())
     # Delta cannot read a column of that name beside deletion vectors.
-    can_be_read = is_read_as_it_is and "_metadata" not in map(str.lower, found.df.columns)
+    is_plain = not given_options(job.input_kwargs) and "_metadata" not in map(str.lower, found.df.columns)
     # On a GPU the join is quick, and deletion vectors keep a plan off it.
-    if not can_be_read or ids_are_made(job) or on_gpu(spark) or not is_delta(spark, found.source):
+    if not is_plain or ids_are_made(job) or on_gpu(spark):
         return False
-    detail = spark.sql(f"DESCRIBE DETAIL {relation_of(found.source)}").first()
-    kept = detail["properties"] if detail else {}  # Iceberg's readers know no deletion vectors
+    detail = delta_detail(spark, found.source)
+    if detail is None:
+        return False
+    kept = detail["properties"]  # Iceberg's readers know no deletion vectors
     return not any(kept[key] == "true" for key in kept if key.startswith("delta.enableIcebergCompat"))
 
 
@@ -156,8 +172,7 @@ def _relation(job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: Re
     relation = relation_of(found.source, job.input_filetype)
     if job.registry is None:
         return relation
-    named = isinstance(job.registry, str) and is_table_name(job.registry)
-    location = str(job.registry) if named else normalise_path(job.registry)
+    location = job.registry if is_table_name(job.registry) else normalise_path(job.registry)
     numbered = numbered_query(
         spark, relation, found.df, found.source, filetype=job.input_filetype, location=location
     )
@@ -254,13 +269,13 @@ def _output_columns(job: TextDuplicatesRemovalWorkflow, df: DataFrame) -> list[s
     return [name for name in columns if not (job.drop_id_field and name == job.id_field)]
 
 
-def _shown(job: TextDuplicatesRemovalWorkflow, df: DataFrame) -> DataFrame:
+def _output(job: TextDuplicatesRemovalWorkflow, df: DataFrame) -> DataFrame:
     return df.select(*[col(name) for name in _output_columns(job, df)])
 
 
 def _save(job: TextDuplicatesRemovalWorkflow, kept: DataFrame, folder: str) -> None:
     if jsonl.LINE not in kept.columns:
-        save(_shown(job, kept), folder, filetype=job.output_filetype, output_kwargs=job.output_kwargs)
+        save(_output(job, kept), folder, filetype=job.output_filetype, output_kwargs=job.output_kwargs)
         return
     line = unescaped(one_object(col(jsonl.LINE)))
     if ids_are_made(job) and not job.drop_id_field:

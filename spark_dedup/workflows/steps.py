@@ -70,22 +70,15 @@ def steps_of(
     mode: str = "error",
     shared: Callable[[str], bool] | None = None,
 ) -> Iterator[Steps]:
-    """Yield the record of a job's steps; a job that fails before its first step ends leaves things as they were.
+    """Yield the ``Steps`` of a job; one that fails before its first step ends leaves things as they were.
 
-    What a finished or another run left is not cleared at once, but replaced step by step, and the rest at the end.
-
-    Args:
-        output: the job's output folder, held by the caller.
-        digest: ``fingerprint`` of this run.
-        owned: folders and files below ``output`` that the job writes.
-        beside: others that it makes when missing, and never replaces.
-        mode: ``"error"`` or ``"overwrite"``.
-        shared: tells of the path of one of ``beside`` whether another job uses it by now; then it stays.
+    The arguments are those of ``Steps``, and ``shared``, which tells of the path of one of ``beside`` whether
+    another job uses it by now; then it stays.
 
     Raises:
         FileExistsError: as ``refuse_finished``.
     """
-    steps = Steps(output, digest, owned=owned, beside=beside, mode=mode, clear=False)
+    steps = Steps(output, digest, owned=owned, beside=beside, mode=mode)
     try:
         yield steps
     except BaseException:  # an interrupt is not a kill: there is time to put things back
@@ -96,18 +89,18 @@ def steps_of(
 class Steps:
     """The record of finished steps beside a job's output.
 
-    Steps of a killed run with the same fingerprint stand; anything else the job wrote is cleared.
+    Steps of a killed run with the same fingerprint stand. What a finished or another run left is replaced step by
+    step, and what no step has replaced is cleared on ``close``.
 
     Attributes:
         resumed: whether an unfinished run with the same fingerprint was found.
 
     Args:
-        output: the job's output folder.
+        output: the job's output folder, held by the caller.
         digest: ``fingerprint`` of this run.
         owned: folders and files below ``output`` that the job writes; nothing else is ever cleared.
-        beside: others that it makes when missing.
+        beside: others that it makes when missing, and never replaces.
         mode: ``"error"`` or ``"overwrite"``.
-        clear: clear now, or on ``close`` what no step has said it ``wrote``.
 
     Raises:
         FileExistsError: as ``refuse_finished``.
@@ -121,11 +114,10 @@ class Steps:
         owned: Sequence[str],
         beside: Sequence[str] = (),
         mode: str = "error",
-        clear: bool = True,
     ) -> None:
         refuse_finished(output, owned=owned, mode=mode)
         self.output = normalise_path(output)
-        self._digest, self._owned, self._clear = digest, owned, clear
+        self._digest, self._owned = digest, owned
         self._path = f"{self.output}/{_FILE}"
         self._fresh = not exists(self.output)
         self._new = [name for name in owned if not exists(f"{self.output}/{name}")]
@@ -134,9 +126,6 @@ class Steps:
         self._done: dict[str, dict[str, Any]] = {}
         self._wrote: list[str] = []
         self.resumed = self._resume()
-        if not self.resumed and clear:
-            for name in owned:
-                delete(f"{self.output}/{name}")
         try:
             self._write(finished=False)
         except BaseException:
@@ -176,9 +165,9 @@ class Steps:
         return result
 
     def close(self) -> None:
-        """Record the whole job as finished."""
+        """Record the whole job as finished, and clear what it owns and no step wrote."""
         for name in self._owned:
-            if not self._clear and name not in self._wrote:
+            if name not in self._wrote:
                 delete(f"{self.output}/{name}")
         self._write(finished=True)
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from spark_dedup.errors import InputError
 from spark_dedup.footers import alike_columns, parquet_footers
+from spark_dedup.ids.splits import on_gpu
 from spark_dedup.listing import FileInfo
 from spark_dedup.paths import is_local
-from spark_dedup.settings import conf_of
 from spark_dedup.tables import col
 
 if TYPE_CHECKING:
@@ -49,32 +49,35 @@ def check_unique_ids(
         return few
     ids = df.select(col(id_field).alias("id"))
     integer = dict(ids.dtypes)["id"] in _INTEGERS
-    found = _ranges(ids) if integer else ids.agg(F.count(F.lit(1)), F.count("id"))
-    row: Any = found.first()
-    total, present, *more = row
-    if present < total:
+    counts = [F.count(F.lit(1)).alias("rows"), F.count("id").alias("present")]
+    row: Any = (_ranges(ids) if integer else ids.agg(*counts)).first()
+    total = int(row["rows"])
+    if row["present"] < total:
         raise InputError(
-            f"id column {id_field!r} has {total - present} null(s) in {total} rows: fill or drop them"
+            f"id column {id_field!r} has {total - row['present']} null(s) in {total} rows: fill or drop them"
         )
-    if not total or (integer and more[2]):
-        return int(total)
-    plugin = "SQLPlugin" in conf_of(spark, "spark.plugins")  # bitmaps would leave the GPU
-    if integer and not plugin and more[1] - more[0] < 64 * total:
-        buckets = ids.select(
-            F.expr("bitmap_bucket_number(id)").alias("bucket"),
-            F.expr("bitmap_bit_position(id)").alias("position"),
-        )
-        maps = buckets.groupBy("bucket").agg(
-            F.expr("bitmap_count(bitmap_construct_agg(position))").alias("n")
-        )
-        distinct = (maps.agg(F.sum("n")).first() or (0,))[0]
-        if distinct == total:
-            return int(total)
+    if not total or (integer and (row["proved"] or _bitmaps_prove(spark, ids, row))):
+        return total
     repeated = ids.groupBy("id").count().where("count > 1").orderBy("id").limit(5).collect()
     if repeated:
         shown = ", ".join(str(row["id"]) for row in repeated)
         raise InputError(f"id column {id_field!r} has duplicate ids, such as {shown}: make them unique")
-    return int(total)
+    return total
+
+
+def _bitmaps_prove(spark: SparkSession, ids: DataFrame, row: Any) -> bool:
+    """Return whether bitmaps show integers to be distinct; they serve where ``row``, of ``_ranges``, is dense."""
+    from pyspark.sql import functions as F
+
+    if row["high"] - row["low"] >= 64 * row["rows"] or on_gpu(spark):  # bitmaps would leave the GPU
+        return False
+    buckets = ids.select(
+        F.expr("bitmap_bucket_number(id)").alias("bucket"),
+        F.expr("bitmap_bit_position(id)").alias("position"),
+    )
+    maps = buckets.groupBy("bucket").agg(F.expr("bitmap_count(bitmap_construct_agg(position))").alias("n"))
+    distinct: Any = maps.agg(F.sum("n")).first()
+    return bool(distinct[0] == row["rows"])
 
 
 def _count_few(files: Sequence[FileInfo], id_field: str, spark_type: str) -> int | None:
@@ -130,7 +133,7 @@ def _batches(files: Sequence[FileInfo], column: str) -> Iterator[pa.Array]:
 
 
 def _ranges(ids: DataFrame) -> DataFrame:
-    """Return one row: rows, ids that are not null, the least, the greatest, and whether ranges prove them unique.
+    """Return one row: ``rows``, ids ``present``, ``low``, ``high``, and whether ranges ``proved`` them unique.
 
     A piece whose ids grow as its rows do has each of its range once; ranges that do not meet share none.
     """
@@ -159,9 +162,9 @@ def _ranges(ids: DataFrame) -> DataFrame:
     before = F.lag("high").over(Window.partitionBy(F.lit(0)).orderBy("low"))
     apart = F.coalesce(before < F.col("low"), F.lit(True))
     return pieces.withColumn("proved", F.col("grows") & apart).agg(
-        F.coalesce(F.sum("rows"), F.lit(0)),
-        F.coalesce(F.sum("present"), F.lit(0)),
-        F.min("low"),
-        F.max("high"),
-        F.min("proved"),
+        F.coalesce(F.sum("rows"), F.lit(0)).alias("rows"),
+        F.coalesce(F.sum("present"), F.lit(0)).alias("present"),
+        F.min("low").alias("low"),
+        F.max("high").alias("high"),
+        F.min("proved").alias("proved"),
     )

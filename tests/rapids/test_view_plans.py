@@ -9,7 +9,8 @@ from spark_dedup import CURATOR_DEDUP_ID_STR as ID
 from spark_dedup.exact import identify_exact
 from spark_dedup.ids import IdRegistry, read_documents
 from spark_dedup.ledger import Run, write_run
-from spark_dedup.sql import create_views, register
+from spark_dedup.sql import create_views
+from spark_dedup.sql_functions import register
 
 pytestmark = pytest.mark.rapids
 

@@ -347,23 +347,22 @@ def test_a_killed_job_goes_on_with_the_same_ids(spark, tmp_path, at):
 def test_an_input_that_changes_while_the_job_runs(spark, tmp_path, monkeypatch, what):
     """Else a document that is no duplicate by now would be removed, or one that nobody compared be kept."""
     source, out = write(tmp_path / "in", TEXTS, ids=range(len(TEXTS))), tmp_path / "out"
-    job = ExactDeduplicationWorkflow
-    record = job._over_a_limit
+    real = exact_matching.safety_stop
 
     def meanwhile(*args):
         if what == "changed":
             write(source, [f"new {text}" for text in range(12)], ids=range(12))
         else:
             pq.write_table(pa.table({"id": [99], "text": ["a"]}), f"{source}/part-9.parquet")
-        return record(*args)
+        return real(*args)
 
     def run():
-        return job(
+        return ExactDeduplicationWorkflow(
             input_path=source, output_path=out, assign_id=False, id_field="id", perform_removal=True
         ).run(spark)
 
     with monkeypatch.context() as patched:
-        patched.setattr(job, "_over_a_limit", meanwhile)
+        patched.setattr("spark_dedup.workflows.exact.safety_stop", meanwhile)
         with pytest.raises(InputError, match=r"input changed while the job ran: .*part-"):
             run()
     assert not (out / "deduplicated").exists()

@@ -38,7 +38,7 @@ def test_a_killed_run_goes_on(tmp_path):
     out = tmp_path / "out"
     killed = Steps(out, "d", owned=OWNED)
     make(out, "ids")
-    killed.finish("identify", {"n": 3})
+    killed.finish("identify", {"n": 3}, wrote=["ids"])
     again = Steps(out, "d", owned=OWNED)
     assert again.result("identify") == {"n": 3}
     assert again.result("remove") is None
@@ -59,7 +59,9 @@ def test_another_input_starts_over(tmp_path):
     out = tmp_path / "out"
     Steps(out, "d", owned=OWNED).finish("identify", {"n": 3})
     make(out, "ids", "other")
-    assert Steps(out, "changed", owned=OWNED).result("identify") is None
+    again = Steps(out, "changed", owned=OWNED)
+    assert again.result("identify") is None
+    again.close()
     assert names(out) == ["other"]
 
 
