@@ -57,12 +57,12 @@ def candidates(spark, docs, work):
             output_path=fresh(work / "ids"), input_path=str(docs), **options
         ).run(spark)
 
-    def plan_only():
-        rows = identify_exact(read(), id_field="id").select("id")
+    def plan_only(**options):
+        rows = identify_exact(read(), id_field="id", **options).select("id")
         rows.write.mode("overwrite").parquet(str(work / "plan"))
 
-    def dedup(**options):
-        identify(assign_id=False, id_field="id")
+    def dedup(hash_method="md5", **options):
+        identify(assign_id=False, id_field="id", hash_method=hash_method)
         TextDuplicatesRemovalWorkflow(
             input_path=str(docs), ids_to_remove_path=str(work / "ids" / "ExactDuplicateIds"), id_field="id",
             duplicate_id_field="id", output_path=fresh(work / "kept"), **options,
@@ -78,6 +78,12 @@ def candidates(spark, docs, work):
         ),
         "identify + remove + write": lambda: dedup(),
         "identify + delta-clone": lambda: dedup(output_filetype="delta-clone"),
+        "identify_exact + write (plan), xxhash64": lambda: plan_only(hash_method="xxhash64"),
+        "identify, id column, xxhash64": lambda: identify(
+            assign_id=False, id_field="id", hash_method="xxhash64"
+        ),
+        "identify + remove + write, xxhash64": lambda: dedup("xxhash64"),
+        "identify + delta-clone, xxhash64": lambda: dedup("xxhash64", output_filetype="delta-clone"),
         "DuckDB identify": lambda: duckdb_identify(docs, work),
     }
 

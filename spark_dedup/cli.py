@@ -42,6 +42,13 @@ def cli() -> None:
 )
 @rules
 @click.option("--verify", is_flag=True, help="Compare the texts themselves inside each hash group.")
+@click.option(
+    "--hash-method",
+    type=click.Choice(["md5", "xxhash64"]),
+    default="md5",
+    show_default=True,
+    help="xxhash64 is faster; equal hashes can be forged.",
+)
 @click.option("--registry", help="Where the id registry lies; default OUTPUT/id_registry.")
 @on_bad_lines
 @click.option("--ledger", help="Folder or schema of a ledger that gets this run.")

@@ -2,6 +2,7 @@
 
 import hashlib
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from spark_dedup import identify_exact
 from spark_dedup.errors import InputError
 from spark_dedup.exact import keep_order
+from spark_dedup.kernels.hashing import xxhash64_ints, xxhash64_strings
 from spark_dedup.tables import LEDGER_COLUMNS
 
 LEAN = settings(
@@ -55,6 +57,32 @@ def test_any_partitioning_gives_what_a_hash_table_gives(spark, documents, parts,
     texts = [text or "" for _, number, text in rows if number not in removed]
     assert len(texts) == len(set(texts))
     assert set(texts) == {text or "" for _, _, text in rows}
+
+
+def test_xxhash64_finds_the_same_groups(spark):
+    texts = ["x", "", None, "x" * 31, "x" * 32, "x" * 33, "é" * 200, "x", "", "x" * 32, "é" * 200, "e" * 200]
+    df = spark.createDataFrame(list(enumerate(texts)), "id int, text string").repartition(3)
+    rows = [(0, number, text) for number, text in enumerate(texts)]
+    found = identify_exact(df, id_field="id", hash_method="xxhash64").collect()
+    assert {r["id"]: r["kept_id"] for r in found} == {
+        number: kept for number, (kept, _) in by_hash_table(rows).items()
+    }
+    assert {r["id"]: r["group_id"] for r in found} == {
+        r["id"]: two_seeds(texts[r["id"]] or "") for r in found
+    }
+
+
+def two_seeds(text):
+    """XXH64 of a text under Spark's seed and under the hash of the number 1, as NumPy computes it."""
+    data, ends = np.frombuffer(text.encode(), np.uint8), np.array([0, len(text.encode())])
+    second = int(xxhash64_ints(np.array([1], np.int32))[0])
+    return "".join(f"{int(xxhash64_strings(data, ends, seed)[0]):016x}" for seed in (42, second))
+
+
+def test_an_unknown_hash_is_named(spark):
+    df = spark.createDataFrame([(1, "x")], "id int, text string")
+    with pytest.raises(InputError, match="hash_method must be one of md5, xxhash64, not 'sha1'"):
+        identify_exact(df, id_field="id", hash_method="sha1")
 
 
 def test_ledger_rows(spark):

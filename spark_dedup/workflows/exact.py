@@ -1,4 +1,4 @@
-"""Exact deduplication as one job: ids, md5 groups, the ids to remove, and their removal where asked for."""
+"""Exact deduplication as one job: ids, groups of equal hash, the ids to remove, and their removal if asked for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from spark_dedup.errors import InputError
-from spark_dedup.exact import Keep, keep_order
+from spark_dedup.exact import Keep, check_hash_method, keep_order
 from spark_dedup.ids.registry import others_registered
 from spark_dedup.limits import check_limits
 from spark_dedup.listing import Named
@@ -87,6 +87,7 @@ class ExactDeduplicationWorkflow:
         registry: where the id registry lies; default ``{output_path}/id_registry``.
         keep: order-by columns that choose the survivor, as ``[("quality", "desc"), "date"]``; default smallest id.
         verify: compare the texts themselves inside each hash group.
+        hash_method: ``"md5"``, or ``"xxhash64"``, which is faster and can be forged; see :func:`identify_exact`.
         on_bad_lines: ``"error"`` or ``"skip"`` malformed JSON lines.
         output_mode: ``"error"`` or ``"overwrite"`` a finished output.
         ledger: folder or schema of a ledger that gets this run.
@@ -121,6 +122,7 @@ class ExactDeduplicationWorkflow:
     registry: Location | None = None
     keep: Keep | None = None
     verify: bool = False
+    hash_method: str = "md5"
     on_bad_lines: str = "error"
     output_mode: str = "error"
     ledger: Location | None = None
@@ -145,6 +147,7 @@ class ExactDeduplicationWorkflow:
         if self.total_nparts is not None:
             check_count("total_nparts", self.total_nparts)
         keep_order(self.keep)
+        check_hash_method(self.hash_method)
         check_size(self.input_blocksize)
         for size in (self.rmm_pool_size, self.spill_memory_limit):
             if size not in (None, "auto"):
@@ -242,8 +245,10 @@ class ExactDeduplicationWorkflow:
         return plan_of(
             "exact_deduplication",
             found,
-            # A row is shuffled as 32 hex digits, an id, and Spark's row header.
-            work={"shuffle_bytes": None if found.num_rows is None else found.num_rows * 64},
+            # A row is shuffled as 32 hex digits or two longs, an id, and Spark's row header.
+            work={
+                "shuffle_bytes": found.num_rows and found.num_rows * (64 if self.hash_method == "md5" else 40)
+            },
             device=self.device,
             writes=writes,
             settings=running_settings(self) | startup_settings(self),
@@ -257,6 +262,7 @@ class ExactDeduplicationWorkflow:
             "id_field",
             "text_field",
             "verify",
+            "hash_method",
             "drop_all_copies",
             "on_bad_lines",
             "read_kwargs",

@@ -87,6 +87,7 @@ def _match(job: ExactDeduplicationWorkflow, df: DataFrame) -> DataFrame:
         id_field=id_of(job),
         keep=keep or None,
         verify=job.verify,
+        hash_method=job.hash_method,
         n_partitions=job.total_nparts,
         drop_all_copies=job.drop_all_copies,
     )
@@ -156,6 +157,7 @@ def record(
             "input_filetype": job.input_filetype,
             "keep": keep_order(job.keep),
             "verify": job.verify,
+            "hash_method": job.hash_method,
             "source_field": job.source_field,
             "source_priority": list(job.source_priority),
             "protected_sources": list(job.protected_sources),

@@ -55,6 +55,11 @@ def test_exact_verifying_the_texts(df, written):
     assert_on_gpu(written(identify_exact(df, id_field="id", verify=True)), must=EXACT)
 
 
+def test_exact_by_xxhash64(df, written):
+    found = identify_exact(df, id_field="id", hash_method="xxhash64")
+    assert_on_gpu(written(found), must=["XxHash64" if name == "Md5" else name for name in EXACT])
+
+
 @pytest.mark.parametrize("ansi", ["true", "false"])
 def test_exact_in_both_sql_modes(spark, df, written, ansi):
     before = spark.conf.get("spark.sql.ansi.enabled")

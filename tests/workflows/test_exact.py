@@ -188,6 +188,30 @@ def test_keep_and_verify(spark, tmp_path):
     assert listed(tmp_path / "out") == [1, 2, 4]  # 3 has the best quality and the earlier date
 
 
+def test_xxhash64_writes_the_same_ids_and_is_a_result_of_its_own(spark, tmp_path):
+    os.makedirs(tmp_path / "in")
+    pq.write_table(pa.table({"text": TEXTS}), tmp_path / "in" / "a.parquet")
+    results = {}
+    for name in ("md5", "xxhash64"):
+        job = ExactDeduplicationWorkflow(
+            input_path=tmp_path / "in",
+            output_path=tmp_path / name,
+            hash_method=name,
+            ledger=tmp_path / "ledger",
+        )
+        results[name] = (job.run(spark)["num_groups"], listed(tmp_path / name))
+    assert results["md5"] == results["xxhash64"]
+    groups = (
+        spark.read.format("delta").load(str(tmp_path / "ledger" / "duplicates")).select("run_id", "group_id")
+    )
+    assert {len(row.group_id) for row in groups.collect()} == {32}
+    assert len({row.run_id for row in groups.collect()}) == 2
+    with pytest.raises(FileExistsError, match="of a finished run"):
+        ExactDeduplicationWorkflow(
+            input_path=tmp_path / "in", output_path=tmp_path / "md5", hash_method="xxhash64"
+        ).run(spark)
+
+
 def test_jsonl_gz_and_blank_lines_with_removal(spark, tmp_path):
     import gzip
 
