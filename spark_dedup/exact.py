@@ -29,8 +29,8 @@ Keep = str | Sequence[str | tuple[str, str]]
 """Columns that choose the survivor: ``"date"``, or ``[("quality", "desc"), "date"]``."""
 
 FIRST_OF_GROUP = "__spark_dedup_first"
-_HASH, _HASH_2, _ID, _PLACE, _SURVIVOR, _NEXT = (
-    f"__spark_dedup_{name}" for name in ("hash", "hash_2", "id", "place", "survivor", "next")
+_CONTENT, _KEY, _KEY_2, _ID, _PLACE, _SURVIVOR, _NEXT = (
+    f"__spark_dedup_{name}" for name in ("content", "key", "key_2", "id", "place", "survivor", "next")
 )
 _HASH_METHODS = ("md5", "xxhash64")
 
@@ -110,7 +110,7 @@ def apply_sources(
     if not protected:
         return named
     # A group is counted by its second place, so the places are given anew among the rows that are left.
-    place = F.row_number().over(Window.partitionBy(_HASH, _SURVIVOR).orderBy(_PLACE)) + 1
+    place = F.row_number().over(Window.partitionBy(_KEY, _KEY_2, _SURVIVOR).orderBy(_PLACE)) + 1
     return protect(named, protected).withColumn(_PLACE, place)
 
 
@@ -138,20 +138,24 @@ def duplicate_rows(
     check_orderable(df, id_field=id_field, keep=keep)
     keys = [f"__spark_dedup_keep_{i}" for i in range(len(order))]
     text = F.coalesce(col(text_field), F.lit(""))
-    hashes = _hashes(text, hash_method)
     hashed = df.select(
         col(id_field).alias(_ID),
-        *[value.alias(name) for name, value in hashes.items()],
+        (F.md5(text.cast("binary")) if hash_method == "md5" else text).alias(_CONTENT),
         *[col(name).alias(key) for (name, _), key in zip(order, keys, strict=True)],
         *([text.alias("__spark_dedup_text")] if verify else []),
     )
+    keyed = _with_keys(hashed)
+    if hash_method != "md5":
+        keyed = keyed.drop(_CONTENT)
     # Partitioned here, not by the window: its own exchange would hold the unhashed rows back in one stage.
-    spread = hashed.repartition(n_partitions, *hashes) if n_partitions else hashed.repartition(*hashes)
+    spread = (
+        keyed.repartition(n_partitions, _KEY, _KEY_2) if n_partitions else keyed.repartition(_KEY, _KEY_2)
+    )
     by = [
         F.col(key).desc_nulls_last() if descending else F.col(key).asc_nulls_last()
         for key, (_, descending) in zip(keys, order, strict=True)
     ]
-    group = [*hashes, "__spark_dedup_text"] if verify else list(hashes)
+    group = [_KEY, _KEY_2, *(["__spark_dedup_text"] if verify else [])]
     ordered = Window.partitionBy(*group).orderBy(*by, F.col(_ID).asc())
     # A running frame streams a group of any size; a whole-group frame would have to hold it.
     running = ordered.rowsBetween(Window.unboundedPreceding, Window.currentRow)
@@ -164,23 +168,24 @@ def duplicate_rows(
     return followed.where((F.col(_PLACE) > 1) | F.col(_NEXT).isNotNull())
 
 
-def _hashes(text: Column, method: str) -> dict[str, Column]:
-    """Return the columns that tell texts apart, by name."""
+def _with_keys(rows: DataFrame) -> DataFrame:
+    """Add two longs that stand for the content, md5 or text: they are shuffled and sorted quicker than 32 digits.
+
+    One alone would be equal by chance in a corpus of billions.
+    """
     from pyspark.sql import functions as F
 
-    if method == "md5":
-        return {_HASH: F.md5(text.cast("binary"))}
-    # 64 bits alone would be equal by chance in a corpus of billions; a leading literal is another seed.
-    return {_HASH: F.xxhash64(text), _HASH_2: F.xxhash64(F.lit(1), text)}
+    other_seed = F.lit(1)
+    return rows.select("*", F.xxhash64(_CONTENT).alias(_KEY), F.xxhash64(other_seed, _CONTENT).alias(_KEY_2))
 
 
 def _group_id(rows: DataFrame) -> Column:
     """Return the hash as 32 hex digits."""
     from pyspark.sql import functions as F
 
-    if _HASH_2 not in rows.columns:
-        return F.col(_HASH)
-    return F.concat(*(F.lpad(F.lower(F.hex(name)), 16, "0") for name in (_HASH, _HASH_2)))
+    if _CONTENT in rows.columns:
+        return F.col(_CONTENT)
+    return F.concat(*(F.lpad(F.lower(F.hex(name)), 16, "0") for name in (_KEY, _KEY_2)))
 
 
 def ids_and_groups(rows: DataFrame, *, id_field: str) -> DataFrame:
