@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +17,6 @@ from pyspark.sql import functions as F
 from spark_dedup.errors import InputError
 from spark_dedup.kernels.arrays import normalise, row_norms
 from spark_dedup.tables import col
-from spark_dedup.workers import in_worker
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
@@ -221,58 +220,6 @@ def check_of(
         counts[REASONS[code]] = int(count)
     examples = () if ids is None else tuple(str(ids[int(i)]) for i in bad[:_EXAMPLES])
     return EmbeddingCheck(dim, len(codes), counts, examples)
-
-
-def validate_embeddings(
-    df: DataFrame,
-    embedding_field: str,
-    *,
-    id_field: str | None,
-    embedding_dim: int | None = None,
-    invalid: Invalid = "error",
-) -> EmbeddingCheck:
-    """Look at every embedding once (one job; one more small one when ``embedding_dim`` is not given).
-
-    Args:
-        df: rows with embeddings.
-        embedding_field: name of the column.
-        id_field: column whose values name unusable rows, or None.
-        embedding_dim: expected length; None takes the commonest among the first rows.
-        invalid: ``"error"`` raises, ``"drop"`` logs a warning and returns the counts.
-
-    Raises:
-        InputError: a column is missing, of a wrong type, or (``invalid="error"``) an embedding is null, of
-            another length, not finite or zero.
-    """
-    check_invalid_option(invalid)
-    dim = embedding_width(df, embedding_field, embedding_dim)
-    ids = col(id_field).cast("string") if id_field else F.lit(None).cast("string")
-    column = array_column(df, embedding_field)
-
-    def summarise(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            check = check_of(unit_matrix(batch.column("e"), dim)[1], dim, batch.column("id"))
-            reasons = list(check.counts) or [""]
-            rest = len(reasons) - 1
-            yield pa.RecordBatch.from_pydict(
-                {
-                    "reason": pa.array(reasons, pa.string()),
-                    "n": pa.array([check.counts[r] for r in reasons], pa.int64()),
-                    "rows": pa.array([check.rows] + [0] * rest, pa.int64()),
-                    "ids": pa.array([list(check.examples)] + [[]] * rest, pa.list_(pa.string())),
-                }
-            )
-
-    schema = "reason string, n bigint, rows bigint, ids array<string>"
-    found = df.select(ids.alias("id"), column.alias("e")).mapInArrow(in_worker(summarise), schema)
-    found = found.groupBy("reason").agg(
-        F.sum("n").alias("n"), F.sum("rows").alias("rows"), F.flatten(F.collect_set("ids")).alias("ids")
-    )
-    total = EmbeddingCheck(dim)
-    for row in found.collect():
-        counts = Counter({row.reason: row.n} if row.n else {})
-        total += EmbeddingCheck(dim, row.rows, counts, tuple(i for i in row.ids if i != "None"))
-    return total.settle(embedding_field, invalid)
 
 
 def check_invalid_option(invalid: str) -> None:

@@ -44,7 +44,7 @@ from spark_dedup.workflows.unique_ids import check_unique_ids
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-__all__ = ["KMEANS_FOLDER", "KMeansStage", "given_options"]
+__all__ = ["KMEANS_FOLDER", "KMeansStage"]
 
 logger = logging.getLogger(__name__)
 
@@ -328,8 +328,3 @@ class KMeansStage:
 
     def _plain_files(self, found: JobInput) -> list[FileInfo]:
         return plain_files(found, filetype=self.input_filetype, read_kwargs=self.read_kwargs)
-
-
-def given_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the options of Spark's writer that were given."""
-    return {name: value for name, value in (options or {}).items() if value is not None}

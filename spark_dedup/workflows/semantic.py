@@ -30,7 +30,7 @@ from spark_dedup.semantic.ranking import (
 from spark_dedup.session import active_or_build, require_checkpoints
 from spark_dedup.settings import parquet_as_it_is
 from spark_dedup.workflows.clusters import KMEANS_FOLDER, KMeansStage
-from spark_dedup.workflows.inputs import JobInput, check_compression
+from spark_dedup.workflows.inputs import JobInput, check_compression, check_count
 from spark_dedup.workflows.planning import plan_of
 from spark_dedup.workflows.recording import record_run
 from spark_dedup.workflows.result import WorkflowResult
@@ -137,11 +137,9 @@ class SemanticDeduplicationWorkflow(KMeansStage):
         named = (self.id_field, self.embedding_field, *self._named_fields())
         if self.keep_longest is not None and TEXT_LENGTH in named:
             raise InputError(f"column {TEXT_LENGTH!r} would be replaced by keep_longest; rename it first")
-        hint = self._duplicates_num_row_groups_hint
-        counts = {"pairwise_batch_size": self.pairwise_batch_size, "n_probe": self.n_probe}
-        for name, value in {**counts, "_duplicates_num_row_groups_hint": 1 if hint is None else hint}.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
+        for name in ("pairwise_batch_size", "n_probe", "_duplicates_num_row_groups_hint"):
+            if name != "_duplicates_num_row_groups_hint" or self._duplicates_num_row_groups_hint is not None:
+                check_count(name, getattr(self, name))
 
     def run(self, spark: SparkSession | None = None) -> WorkflowResult:
         """Run the job, from its last finished step."""

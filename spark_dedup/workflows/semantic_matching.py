@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pyspark.sql import functions as F
 
 from spark_dedup import rules
-from spark_dedup.datasets import read_dataset
+from spark_dedup.datasets import given_options, read_dataset
 from spark_dedup.errors import named_errors
 from spark_dedup.ids.splits import on_gpu
 from spark_dedup.outputs import staged
@@ -21,7 +21,7 @@ from spark_dedup.semantic.identify import above_threshold, identify_semantic
 from spark_dedup.semantic.pairwise import pairwise_similarity
 from spark_dedup.semantic.ranking import COSINE_DIST_TO_CENT_COL, L2_DIST_TO_CENT_COL, OrderKey
 from spark_dedup.tables import col
-from spark_dedup.workflows.clusters import KMEANS_FOLDER, given_options
+from spark_dedup.workflows.clusters import KMEANS_FOLDER
 from spark_dedup.workflows.removal import TextDuplicatesRemovalWorkflow
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ import pytest
 from pyspark.ml.linalg import SparseVector, Vectors, VectorUDT
 from pyspark.sql import types as T
 
+from spark_dedup import fit_kmeans
 from spark_dedup.errors import InputError
 from spark_dedup.semantic.embeddings import (
     array_column,
@@ -16,7 +17,6 @@ from spark_dedup.semantic.embeddings import (
     packed_matrix,
     to_matrix,
     unit_matrix,
-    validate_embeddings,
 )
 
 ROWS = [[3.0, 4.0, 5.0], [1.0, 2.0, 2.0]]
@@ -109,26 +109,24 @@ def test_validation_names_count_reasons_and_ids(spark):
         spark, [[1.0, 2.0], None, [1.0], [0.0, 0.0], [1.0, float("nan")], [2.0, 2.0]], name="my emb`s.x"
     )
     with pytest.raises(InputError) as error:
-        validate_embeddings(df, "my emb`s.x", id_field="id")
+        fit_kmeans(df, n_clusters=1, embedding_field="my emb`s.x", id_field="id")
     text = str(error.value)
     assert "column 'my emb`s.x': 4 of 6 embeddings cannot be used" in text
     assert "ids 1, 2, 3, 4" in text
     assert "\n" not in text
-    check = validate_embeddings(df, "my emb`s.x", id_field="id", invalid="drop")
-    assert (check.dim, check.rows, check.invalid) == (2, 6, 4)
-    assert check.counts == {
-        "null": 1,
-        "of another length": 1,
-        "all zero": 1,
-        "with a null, NaN or infinite value": 1,
-    }
+    reasons = ("1 null", "1 of another length", "1 all zero", "1 with a null, NaN or infinite value")
+    assert all(reason in text for reason in reasons)
+    kept = fit_kmeans(
+        df, n_clusters=1, embedding_field="my emb`s.x", id_field="id", invalid_embeddings="drop"
+    )
+    assert (kept.invalid, kept.cluster_sizes.tolist()) == (4, [2])
 
 
 def test_validation_of_good_rows_and_a_given_length(spark):
     df = frame(spark, [[1.0, 2.0], [2.0, 2.0]])
-    assert validate_embeddings(df, "embeddings", id_field=None).invalid == 0
+    assert fit_kmeans(df, n_clusters=1).invalid == 0
     with pytest.raises(InputError, match="2 of 2 embeddings"):
-        validate_embeddings(df, "embeddings", id_field=None, embedding_dim=3)
+        fit_kmeans(df, n_clusters=1, embedding_dim=3)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +173,7 @@ def test_missing_column_empty_input_and_binary_without_a_length(spark):
     with pytest.raises(InputError, match="embedding_dim must be a whole number of at least 1"):
         embedding_width(df, "embeddings", 0)
     with pytest.raises(InputError, match="'error' or 'drop'"):
-        validate_embeddings(df, "embeddings", id_field=None, invalid="ignore")
+        fit_kmeans(df, n_clusters=1, invalid_embeddings="ignore")
 
 
 def test_the_commonest_length_wins(spark):
