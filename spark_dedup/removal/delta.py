@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -59,12 +60,18 @@ def clone_without(
         f"CREATE TABLE {target} SHALLOW CLONE {relation_of(source)} "
         "TBLPROPERTIES ('delta.enableDeletionVectors' = 'true', 'delta.appendOnly' = 'false')"
     )
+    key, wanted = f"t.{quote(id_field)}", dict(_MERGE_SETTINGS)
+    kind = spark.table(target).schema[id_field].metadata.get("__CHAR_VARCHAR_TYPE_STRING", "")
+    if width := re.fullmatch(r"char\((\d+)\)", kind):
+        # MERGE fails at a key that Spark pads as it reads it.
+        wanted["spark.sql.readSideCharPadding"] = "false"
+        key = f"rpad({key}, {width[1]}, ' ')"
     listed = f"__spark_dedup_listed_{uuid.uuid4().hex}"
     duplicates.select(col(duplicate_id_field).alias("id")).createOrReplaceTempView(listed)
     try:
-        with settings(spark, _MERGE_SETTINGS, reason="delta-clone"):
+        with settings(spark, wanted, reason="delta-clone"):
             spark.sql(
-                f"MERGE INTO {target} AS t USING {listed} AS d ON t.{quote(id_field)} = d.id "
+                f"MERGE INTO {target} AS t USING {listed} AS d ON {key} = d.id "
                 "WHEN MATCHED THEN DELETE"
             )
     finally:
