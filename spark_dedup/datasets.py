@@ -31,6 +31,8 @@ __all__ = [
     "partition_values",
     "read_dataset",
     "read_files",
+    "table_exists",
+    "table_format",
 ]
 
 
@@ -62,11 +64,7 @@ def find_source(spark: SparkSession, source: Named, *, filetype: str = "parquet"
         raise InputError("no input path was given")
     if len(given) == 1 and is_table_name(given[0]):
         name = quote_name(split_name(str(given[0])))
-        try:
-            is_there = spark.catalog.tableExists(name)
-        except Exception as error:  # an unknown catalog; its class differs between classic and Connect
-            raise InputError(f"cannot look for the table {name}: {first_line(error)}") from error
-        if is_there:
+        if table_exists(spark, name):
             return Source("table", (name,))
         raise MissingInputError(
             f"{given[0]!r} is neither an existing path nor a table of this session's catalog"
@@ -85,6 +83,29 @@ def find_source(spark: SparkSession, source: Named, *, filetype: str = "parquet"
         require_delta(spark)
         return Source("delta", paths)
     return Source("files", paths)
+
+
+def table_exists(spark: SparkSession, name: str) -> bool:
+    """Return whether the catalog has a table or view of a quoted name.
+
+    Raises:
+        InputError: it cannot say, as of an unknown catalog.
+    """
+    try:
+        return bool(spark.catalog.tableExists(name))
+    except Exception as error:  # its class differs between classic and Connect
+        raise InputError(f"cannot look for the table {name}: {first_line(error)}") from error
+
+
+def table_format(spark: SparkSession, source: Source) -> str | None:
+    """Return the format of a table's files; None for a view, and for files that no table holds."""
+    if source.kind != "table":
+        return "delta" if source.kind == "delta" else None
+    try:
+        detail = spark.sql(f"DESCRIBE DETAIL {source.names[0]}").first()
+    except Exception:  # a view; its class differs between classic and Connect
+        return None
+    return detail["format"] if detail else None
 
 
 def _outermost(paths: Sequence[str]) -> tuple[str, ...]:

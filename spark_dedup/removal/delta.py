@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from spark_dedup.datasets import partition_root
+from spark_dedup.datasets import partition_root, table_format
 from spark_dedup.errors import InputError
 from spark_dedup.ids.batches import named_few
 from spark_dedup.ids.files import path_of
@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from spark_dedup.datasets import Source
     from spark_dedup.listing import FileInfo
 
-__all__ = ["check_alone", "check_flat", "clone_without", "drop_empty_files", "relation_of", "view_query"]
+__all__ = [
+    "check_alone",
+    "check_clonable",
+    "check_flat",
+    "clone_without",
+    "drop_empty_files",
+    "relation_of",
+    "view_query",
+]
 
 
 _MERGE_SETTINGS = {
@@ -71,8 +79,7 @@ def clone_without(
     try:
         with settings(spark, wanted, reason="delta-clone"):
             spark.sql(
-                f"MERGE INTO {target} AS t USING {listed} AS d ON {key} = d.id "
-                "WHEN MATCHED THEN DELETE"
+                f"MERGE INTO {target} AS t USING {listed} AS d ON {key} = d.id WHEN MATCHED THEN DELETE"
             )
     finally:
         spark.catalog.dropTempView(listed)
@@ -122,6 +129,20 @@ def view_query(
         f"SELECT {shown} FROM {documents} AS d LEFT ANTI JOIN {relation_of(duplicates)} AS r "
         f"ON d.{quote(id_field)} = r.{quote(duplicate_id_field)}"
     )
+
+
+def check_clonable(spark: SparkSession, source: Source) -> None:
+    """Check that Delta can clone a table.
+
+    Raises:
+        InputError: it is a view, or its files are of a format that Delta does not clone.
+    """
+    found = table_format(spark, source)
+    if found not in ("delta", "parquet", "iceberg"):
+        raise InputError(
+            f"{source} is {'a view' if found is None else f'a table of {found} files'}, which cannot be cloned: "
+            "name the table below it, or write view, parquet, jsonl or delta"
+        )
 
 
 def check_flat(files: Sequence[FileInfo], source: Source) -> None:

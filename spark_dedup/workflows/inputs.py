@@ -9,7 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from spark_dedup.datasets import Source, find_source, partition_root, read_dataset, read_files
+from spark_dedup.datasets import (
+    Source,
+    find_source,
+    partition_root,
+    read_dataset,
+    read_files,
+    table_format,
+)
 from spark_dedup.errors import InputError
 from spark_dedup.footers import check_readable, check_schemas, parquet_footers
 from spark_dedup.ids import jsonl
@@ -281,13 +288,7 @@ def session_with(
 
 def is_delta(spark: SparkSession, source: Source) -> bool:
     """Return whether a dataset is a Delta path or a Delta table, not a view of one."""
-    if source.kind != "table":
-        return source.kind == "delta"
-    try:
-        detail = spark.sql(f"DESCRIBE DETAIL {source.names[0]}").first()
-    except Exception:  # a view; its class differs between classic and Connect
-        return False
-    return detail is not None and detail["format"] == "delta"
+    return table_format(spark, source) == "delta"
 
 
 def table_version(spark: SparkSession, source: Named, *, filetype: str) -> str | None:
