@@ -27,6 +27,8 @@ __all__ = [
     "read_dataset",
     "read_files",
     "relation_of",
+    "table_exists",
+    "table_format",
 ]
 
 
@@ -57,7 +59,12 @@ def find_source(spark: SparkSession, source: Named, *, filetype: str = "parquet"
     if not given:
         raise InputError("no input path was given")
     if len(given) == 1 and is_table_name(given[0]):
-        return _find_table(spark, given[0])
+        name = quote_name(split_name(str(given[0])))
+        if table_exists(spark, name):
+            return Source("table", (name,))
+        raise MissingInputError(
+            f"{given[0]!r} is neither an existing path nor a table of this session's catalog"
+        )
     paths = _outermost([normalise_path(path) for path in given])
     for path in paths:
         require_client(path)
@@ -74,17 +81,22 @@ def find_source(spark: SparkSession, source: Named, *, filetype: str = "parquet"
     return Source("files", paths)
 
 
-def _find_table(spark: SparkSession, given: str) -> Source:
-    name = quote_name(split_name(given))
+def table_exists(spark: SparkSession, name: str) -> bool:
+    """Return whether the catalog has a table or view of a quoted name.
+
+    Raises:
+        InputError: it cannot say, as of an unknown catalog.
+    """
     try:
-        is_there = spark.catalog.tableExists(name)
-    except Exception as error:  # an unknown catalog; its class differs between classic and Connect
+        return bool(spark.catalog.tableExists(name))
+    except Exception as error:  # its class differs between classic and Connect
         raise InputError(f"cannot look for the table {name}: {first_line(error)}") from error
-    if not is_there:
-        raise MissingInputError(
-            f"{given!r} is neither an existing path nor a table of this session's catalog"
-        )
-    return Source("table", (name,))
+
+
+def table_format(spark: SparkSession, source: Source) -> str | None:
+    """Return the format of a Delta path's or a table's files; None for a view, and for files of no table."""
+    detail = _detail(spark, source)
+    return detail["format"] if detail else None
 
 
 def _outermost(paths: Sequence[str]) -> tuple[str, ...]:
@@ -109,13 +121,17 @@ def relation_of(source: Source, filetype: str = "parquet") -> str:
 
 def delta_detail(spark: SparkSession, source: Source) -> Row | None:
     """Return what ``DESCRIBE DETAIL`` says of a Delta path or table; None for files, views and other tables."""
+    detail = _detail(spark, source)
+    return detail if detail is not None and detail["format"] == "delta" else None
+
+
+def _detail(spark: SparkSession, source: Source) -> Row | None:
     if source.kind == "files":
         return None
     try:
-        detail = spark.sql(f"DESCRIBE DETAIL {relation_of(source)}").first()
+        return spark.sql(f"DESCRIBE DETAIL {relation_of(source)}").first()
     except Exception:  # a view; its class differs between classic and Connect
         return None
-    return detail if detail is not None and detail["format"] == "delta" else None
 
 
 def delta_version(spark: SparkSession, source: Source) -> str | None:

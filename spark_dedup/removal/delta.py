@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from spark_dedup.datasets import relation_of
+from spark_dedup.datasets import relation_of, table_format
 from spark_dedup.errors import InputError
 from spark_dedup.ids.batches import named_few
 from spark_dedup.ids.files import path_of
@@ -23,7 +24,14 @@ if TYPE_CHECKING:
     from spark_dedup.datasets import Source
     from spark_dedup.listing import FileInfo
 
-__all__ = ["check_alone", "check_flat", "clone_without", "drop_empty_files", "view_query"]
+__all__ = [
+    "check_alone",
+    "check_clonable",
+    "check_flat",
+    "clone_without",
+    "drop_empty_files",
+    "view_query",
+]
 
 
 _MERGE_SETTINGS = {
@@ -60,13 +68,18 @@ def clone_without(
         f"CREATE TABLE {target} SHALLOW CLONE {relation_of(source)} "
         "TBLPROPERTIES ('delta.enableDeletionVectors' = 'true', 'delta.appendOnly' = 'false')"
     )
+    key, wanted = f"t.{quote(id_field)}", dict(_MERGE_SETTINGS)
+    kind = spark.table(target).schema[id_field].metadata.get("__CHAR_VARCHAR_TYPE_STRING", "")
+    if width := re.fullmatch(r"char\((\d+)\)", kind):
+        # MERGE fails at a key that Spark pads as it reads it.
+        wanted["spark.sql.readSideCharPadding"] = "false"
+        key = f"rpad({key}, {width[1]}, ' ')"
     listed = f"__spark_dedup_listed_{uuid.uuid4().hex}"
     duplicates.select(col(duplicate_id_field).alias("id")).createOrReplaceTempView(listed)
     try:
-        with settings(spark, _MERGE_SETTINGS, reason="delta-clone"):
+        with settings(spark, wanted, reason="delta-clone"):
             spark.sql(
-                f"MERGE INTO {target} AS t USING {listed} AS d ON t.{quote(id_field)} = d.id "
-                "WHEN MATCHED THEN DELETE"
+                f"MERGE INTO {target} AS t USING {listed} AS d ON {key} = d.id WHEN MATCHED THEN DELETE"
             )
     finally:
         spark.catalog.dropTempView(listed)
@@ -116,6 +129,20 @@ def view_query(
         f"SELECT {shown} FROM {documents} AS d LEFT ANTI JOIN {relation_of(duplicates)} AS r "
         f"ON d.{quote(id_field)} = r.{quote(duplicate_id_field)}"
     )
+
+
+def check_clonable(spark: SparkSession, source: Source) -> None:
+    """Check that Delta can clone a table.
+
+    Raises:
+        InputError: it is a view, or its files are of a format that Delta does not clone.
+    """
+    found = table_format(spark, source)
+    if found not in ("delta", "parquet", "iceberg"):
+        raise InputError(
+            f"{source} is {'a view' if found is None else f'a table of {found} files'}, which cannot be cloned: "
+            "name the table below it, or write view, parquet, jsonl or delta"
+        )
 
 
 def check_flat(files: Sequence[FileInfo], source: Source) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from spark_dedup.errors import InputError
+from spark_dedup.datasets import table_exists
+from spark_dedup.errors import InputError, first_line
 from spark_dedup.footers import parquet_footers
 from spark_dedup.listing import list_files
+from spark_dedup.names import quote_name, split_name
 from spark_dedup.paths import filesystem, is_local, move, spark_location, spark_path
 from spark_dedup.removal.vectors import NAMES_TO_MAP, nested_names
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_balance",
+    "check_schema",
     "check_view_name",
     "count_written",
     "name_files",
@@ -124,13 +127,30 @@ def write_table(
         raise
 
 
+def check_schema(spark: SparkSession, name: str) -> None:
+    """Check that the schema of a quoted name is there; Spark would tell when all was read.
+
+    Raises:
+        InputError: it is not.
+    """
+    schema = quote_name(split_name(name)[:-1])
+    try:
+        is_there = not schema or spark.catalog.databaseExists(schema)
+    except Exception as error:  # an unknown catalog; its class differs between classic and Connect
+        raise InputError(f"cannot look for the schema {schema}: {first_line(error)}") from error
+    if not is_there:
+        raise InputError(
+            f"no schema {schema} in this session's catalog: CREATE SCHEMA {schema}, or name another output"
+        )
+
+
 def check_view_name(spark: SparkSession, name: str) -> None:
     """Check that a name is free for a view, or names one.
 
     Raises:
         InputError: it names a table.
     """
-    if not spark.catalog.tableExists(name):
+    if not table_exists(spark, name):
         return
     kind = spark.sql(f"DESCRIBE TABLE EXTENDED {name}").where("col_name = 'Type'").collect()
     if kind and str(kind[-1]["data_type"]).upper() != "VIEW":
@@ -148,6 +168,12 @@ def write_view(
         name: quoted name.
         expected: rows read, rows removed.
         replace: replace a view of that name.
+
+    Raises:
+        InputError: no right to create it, or a view that lasts over one that ends with the session.
     """
     check_balance(*expected, int(spark.sql(query).count()))
-    spark.sql(f"CREATE {'OR REPLACE ' if replace else ''}VIEW {name} AS {query}")
+    try:
+        spark.sql(f"CREATE {'OR REPLACE ' if replace else ''}VIEW {name} AS {query}")
+    except Exception as error:  # its class differs between classic and Connect
+        raise InputError(f"could not create the view {name}: {first_line(error)}") from error

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from spark_dedup.datasets import Source, find_source, given_options, read_dataset, relation_of
+from spark_dedup.datasets import Source, find_source, given_options, read_dataset, relation_of, table_exists
 from spark_dedup.errors import InputError, MissingInputError
 from spark_dedup.names import is_table_name, quote_name, split_name
 from spark_dedup.outputs import check_output
 from spark_dedup.partitions import are_partitioned
 from spark_dedup.paths import exists, normalise_path
-from spark_dedup.removal.delta import check_alone, check_flat
+from spark_dedup.removal.delta import check_alone, check_clonable, check_flat
 from spark_dedup.removal.text import check_id_types
 from spark_dedup.session import require_delta
 from spark_dedup.tables import ID, require_columns
 from spark_dedup.workflows.inputs import JobInput, check_compression, check_size, inspect_input, read_input
-from spark_dedup.workflows.remaining import check_view_name
+from spark_dedup.workflows.remaining import check_schema, check_view_name
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -128,7 +128,7 @@ def table_name(job: TextDuplicatesRemovalWorkflow) -> str:
 def is_there(job: TextDuplicatesRemovalWorkflow, spark: SparkSession) -> bool:
     """Return whether the output exists."""
     if names_table(job):
-        return bool(spark.catalog.tableExists(table_name(job)))
+        return table_exists(spark, table_name(job))
     return exists(normalise_path(job.output_path))
 
 
@@ -234,16 +234,19 @@ def _check_target(
         tables = [each.source.names[0] for each in (found, listed) if each.source.kind == "table"]
         if _full_name(spark, table_name(job)) in {_full_name(spark, name) for name in tables}:
             raise InputError(f"output {table_name(job)} is an input as well: choose another name")
+        check_schema(spark, table_name(job))
     else:
         inputs = [*found.paths, *listed.paths, *_paths_of_ids(job)]
         check_output(job.output_path, inputs=inputs, mode="overwrite")
     if job.output_filetype in ("delta", "delta-clone"):
         require_delta(spark)
-    if job.output_filetype == "delta-clone" and found.source.kind != "files" and ids_are_made(job):
-        raise InputError(
-            f"output_filetype {job.output_filetype!r} shows the input as it is, so the ids must be "
-            "one of its columns: write parquet with assigned ids first, or name id_field"
-        )
+    if job.output_filetype == "delta-clone" and found.source.kind != "files":
+        if ids_are_made(job):
+            raise InputError(
+                f"output_filetype {job.output_filetype!r} shows the input as it is, so the ids must be "
+                "one of its columns: write parquet with assigned ids first, or name id_field"
+            )
+        check_clonable(spark, found.source)
     if job.output_filetype == "view":
         check_view_name(spark, table_name(job))
         for each in (found, listed):

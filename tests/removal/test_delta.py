@@ -2,8 +2,10 @@
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
+from pyspark.sql import functions as F
 
-from spark_dedup.datasets import find_source
+from spark_dedup.datasets import Source, find_source
 from spark_dedup.names import path_relation
 from spark_dedup.removal.delta import clone_without, drop_empty_files
 
@@ -28,3 +30,20 @@ def test_only_empty_files_that_no_commit_names_go(spark, tmp_path):
     drop_empty_files(str(target))
     assert {p.name for p in target.glob("*.parquet")} == named | {"part-0-rows.parquet"}
     assert spark.read.format("delta").load(str(target)).count() == 9
+
+
+@pytest.mark.parametrize("source", ["delta", "parquet"])
+def test_ids_of_fixed_width_are_compared_as_they_are_read(spark, tmp_path, source):
+    """A CHAR(4) is read padded, and so are the ids that were found: a list without the blanks names others."""
+    spark.sql(f"CREATE TABLE fixed_width (id CHAR(4), n INT) USING {source}")
+    try:
+        spark.sql("INSERT INTO fixed_width SELECT concat('k', id), id FROM range(10)")
+        for blanks, left in ((2, [3, 4, 5, 6, 7, 8, 9]), (0, list(range(10)))):
+            listed = spark.range(3).select(F.concat(F.lit("k"), F.col("id"), F.lit(" " * blanks)).alias("id"))
+            target = f"delta.`{tmp_path}/{blanks}`"
+            table = Source("table", ("fixed_width",))
+            clone_without(spark, table, listed, target, id_field="id", duplicate_id_field="id")
+            assert sorted(row["n"] for row in spark.table(target).collect()) == left
+    finally:
+        spark.sql("DROP TABLE fixed_width")
+    assert spark.conf.get("spark.sql.readSideCharPadding") == "true"

@@ -582,3 +582,45 @@ def test_a_long_list_for_a_delta_table_that_deletion_vectors_do_not_suit(
     got = spark.read.parquet(str(tmp_path / "out"))
     assert got.columns == docs.columns
     assert sorted(row[0] for row in got.select("id").collect()) == [row["id"] for row in kept()]
+
+
+def test_what_cannot_be_cloned_is_refused_before_work(spark, given, tmp_path):
+    spark.sql("CREATE SCHEMA IF NOT EXISTS not_cloned")
+    try:
+        spark.sql("CREATE TABLE not_cloned.lines USING json AS SELECT id FROM range(9)")
+        spark.sql("CREATE VIEW not_cloned.shown AS SELECT id FROM not_cloned.lines")
+        for name, said in (("lines", "is a table of json files"), ("shown", "is a view")):
+            with pytest.raises(InputError, match=f"`{name}` {said}, which cannot be cloned"):
+                job(
+                    given, tmp_path / "out", input_path=f"not_cloned.{name}", output_filetype="delta-clone"
+                ).run(spark)
+    finally:
+        spark.sql("DROP SCHEMA not_cloned CASCADE")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("mode", ["error", "overwrite"])
+@pytest.mark.parametrize("filetype", ["delta", "view"])
+def test_an_absent_schema_or_catalog_is_named_before_work(spark, given, filetype, mode):
+    shows = {"output_filetype": filetype, "output_mode": mode, "ids_to_remove_path": given / "ids" / "nested"}
+    with pytest.raises(InputError, match=r"no schema `absent_schema` .* CREATE SCHEMA `absent_schema`"):
+        job(given, "absent_schema.kept", **shows).run(spark)
+    with pytest.raises(InputError, match=r"`absent`\.`s`") as refused:
+        job(given, "absent.s.kept", **shows).run(spark)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_view_over_a_temporary_one_is_refused(spark, given):
+    spark.range(9).createOrReplaceTempView("of_this_session")
+    try:
+        with pytest.raises(InputError, match=r"create the view `default`\.`lasts`: .*temporary") as refused:
+            job(
+                given,
+                "default.lasts",
+                input_path="of_this_session",
+                output_filetype="view",
+                ids_to_remove_path=given / "ids" / "nested",
+            ).run(spark)
+        assert "\n" not in str(refused.value)
+    finally:
+        spark.catalog.dropTempView("of_this_session")
