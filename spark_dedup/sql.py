@@ -289,7 +289,7 @@ def register(spark: SparkSession) -> None:
             literal(" WHERE cosine_sim_score >= 1 - "),
             "cast(eps AS STRING)",
             # A record without an earlier one is listed with its own id and 0.
-            literal(" - 1e-6D AND max_id <> "),
+            literal(" - 1e-6D AND NOT isnan(cosine_sim_score) AND max_id <> "),
             column.format("id"),
         ]
     )
