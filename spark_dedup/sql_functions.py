@@ -16,8 +16,9 @@ __all__ = ["register"]
 _HEAD = (
     "SELECT id, kept_id AS matched_id, kept_id, group_id, 'exact' AS method, 1.0D AS score FROM "
     "(SELECT id, group_id, row_number() OVER w AS place, first(id) OVER "
-    "(PARTITION BY group_id ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS kept_id FROM "
-    "(SELECT /*+ REPARTITION(group_id) */ "
+    "(PARTITION BY key, key_2 ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS kept_id FROM "
+    "(SELECT /*+ REPARTITION(key, key_2) */ id, group_id, xxhash64(group_id) AS key, "
+    "xxhash64(1, group_id) AS key_2 FROM (SELECT "
 )
 _COLUMN = "concat('`', replace({0}, '`', '``'), '`')"
 # 92 is the backslash, 39 the quote: IDENTIFIER reads the escaped literal as a name and nothing else.
@@ -32,7 +33,7 @@ _EXACT = (
     _COLUMN.format("text"),
     literal(", '')) AS group_id FROM "),
     _TABLE.format("documents"),
-    literal(") WINDOW w AS (PARTITION BY group_id ORDER BY id)) WHERE place > 1"),
+    literal(")) WINDOW w AS (PARTITION BY key, key_2 ORDER BY id)) WHERE place > 1"),
 )
 _SEMANTIC = (
     literal("SELECT DISTINCT "),
@@ -42,7 +43,7 @@ _SEMANTIC = (
     literal(" WHERE cosine_sim_score >= 1 - "),
     "cast(eps AS STRING)",
     # A record without an earlier one is listed with its own id and 0.
-    literal(" - 1e-6D AND max_id <> "),
+    literal(" - 1e-6D AND NOT isnan(cosine_sim_score) AND max_id <> "),
     _COLUMN.format("id"),
 )
 

@@ -14,8 +14,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from spark_dedup.datasets import read_dataset
+from spark_dedup.datasets import find_source, read_dataset
 from spark_dedup.errors import InputError
+from spark_dedup.footers import check_schemas, parquet_footers
 from spark_dedup.listing import FileInfo, Named, list_files
 from spark_dedup.outputs import check_output, exclusive, staged
 from spark_dedup.paths import Location, filesystem, is_local, make_folder, normalise_path
@@ -224,6 +225,10 @@ class ImageDuplicatesRemovalStage:
     def _read_list(self, spark: SparkSession) -> DataFrame:
         given = self.removal_parquets_dir
         try:
+            source = find_source(spark, given)
+            if source.kind == "files":  # Spark would read a column that a file lacks as nulls
+                files = list_files(source.names)
+                check_schemas(files, parquet_footers(files), columns=[self.duplicate_id_field])
             listed = read_dataset(spark, given)
         except FileNotFoundError as error:
             shown = ", ".join(map(str, [given] if isinstance(given, str | os.PathLike) else given))

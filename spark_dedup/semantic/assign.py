@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from spark_dedup.semantic.kmeans import KMeansModel
 
-__all__ = ["CENTROID_COL", "assign_clusters", "check_kept", "cluster_layout"]
+__all__ = ["CENTROID_COL", "assign_clusters", "check_kept", "cluster_layout", "require_arrow"]
 
 CENTROID_COL = "centroid"
 _ADDED = (L2_DIST_TO_CENT_COL, COSINE_DIST_TO_CENT_COL, CENTROID_COL)
@@ -81,6 +81,7 @@ def assign_clusters(
     kept = [id_field, *(name for name in metadata_fields or () if name not in (id_field, embedding_field))]
     require_columns(df, kept, where="the embeddings")
     check_kept([*kept, embedding_field])
+    require_arrow(df, kept)
     columns = [col(id_field), array_column(df, embedding_field), *map(col, kept[1:])]
     # Plain names inside: mapInArrow looks its columns up by unquoted names.
     source = df.select(*(column.alias(f"c{i}") for i, column in enumerate(columns)))
@@ -118,6 +119,24 @@ def check_kept(names: Iterable[str]) -> None:
     taken = [name for name in names if name.lower() in _ADDED]
     if taken:
         raise InputError(f"column '{taken[0]}' would be replaced by the result; rename it first")
+
+
+def require_arrow(df: DataFrame, names: Iterable[str]) -> None:
+    """Check that tasks can be handed columns, whose types must be Arrow's.
+
+    Raises:
+        InputError: naming the first that is of another, such as an interval of months.
+    """
+    from pyspark.sql.pandas.types import to_arrow_type
+
+    for name in names:
+        kind = df.schema[name].dataType
+        try:
+            to_arrow_type(kind)
+        except Exception as error:  # its class differs between versions
+            raise InputError(
+                f"column '{name}' has type {kind.simpleString()}, which Arrow does not have: cast or drop it"
+            ) from error
 
 
 def _shipped(spark: SparkSession, centroids: NDArray[np.float32]) -> Callable[[], NDArray[np.float32]]:

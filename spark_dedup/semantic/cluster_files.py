@@ -213,14 +213,17 @@ class _ClusterFile:
         layout = self._layout
         # Floats hardly repeat, and nobody asks for the least of them.
         others = [name for i, name in enumerate(layout.names) if i != layout.place]
-        return pq.ParquetWriter(
+        writer = pq.ParquetWriter(
             self._sink,
-            schema.with_metadata({_SPARK_SCHEMA: layout.schema}),
+            schema,
             compression=layout.codec,
             use_dictionary=others,
             write_statistics=others,
             store_schema=False,
         )
+        if hasattr(writer, "add_key_value_metadata"):  # of pyarrow 17; by it Spark knows its own types again
+            writer.add_key_value_metadata({_SPARK_SCHEMA: layout.schema})
+        return writer
 
 
 def _keep(folder: str, kept: set[str]) -> None:

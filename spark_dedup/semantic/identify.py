@@ -15,7 +15,14 @@ from spark_dedup.tables import col, require_columns
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
-__all__ = ["SCORE_TOLERANCE", "above_threshold", "check_eps", "identify_semantic", "resolve_chains"]
+__all__ = [
+    "SCORE_TOLERANCE",
+    "above_threshold",
+    "check_eps",
+    "identify_semantic",
+    "is_match",
+    "resolve_chains",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +45,17 @@ def above_threshold(eps: float, *, id_field: str = "id") -> Column:
     """Return the condition on pairwise rows that makes a record a duplicate at ``eps``.
 
     A record without an earlier one to match is listed with its own id; it is never a duplicate, also where
-    ``1 - eps`` is so small that its score of 0 would pass.
+    ``1 - eps`` is so small that its score of 0 would pass. Nor is one whose score is NaN.
     """
     threshold = F.lit(1.0 - check_eps(eps) - SCORE_TOLERANCE)
-    matched = ~col("max_id").eqNullSafe(col(id_field))
-    return matched & (col("cosine_sim_score").cast("double") >= threshold)
+    return is_match(id_field) & (col("cosine_sim_score").cast("double") >= threshold)
+
+
+def is_match(id_field: str = "id") -> Column:
+    """Return the condition on pairwise rows that a record has another to match, and a score that is a number."""
+    score = col("cosine_sim_score").cast("double")
+    # To Spark NaN is greater than any number.
+    return ~col("max_id").eqNullSafe(col(id_field)) & score.isNotNull() & ~F.isnan(score)
 
 
 def identify_semantic(

@@ -17,7 +17,7 @@ from pyspark.sql.types import DoubleType, IntegerType, StructField, StructType
 
 from spark_dedup.errors import InputError
 from spark_dedup.paths import normalise_path, write_whole
-from spark_dedup.semantic.identify import SCORE_TOLERANCE, above_threshold, check_eps
+from spark_dedup.semantic.identify import SCORE_TOLERANCE, above_threshold, check_eps, is_match
 from spark_dedup.tables import col, require_columns
 from spark_dedup.workers import in_worker
 
@@ -156,7 +156,7 @@ def sweep(
         )
         for i, e in enumerate(thresholds)
     )
-    matched = pairs.filter(~col("max_id").eqNullSafe(col(id_field))).select(
+    matched = pairs.filter(is_match(id_field)).select(
         col(id_field).alias("id"), col("max_id"), col("cosine_sim_score").cast("double").alias("score")
     )
     step = F.greatest(F.ceil((1 - F.col("score") - SCORE_TOLERANCE) * _STEPS), F.lit(0)).cast("int")

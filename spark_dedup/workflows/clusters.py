@@ -20,7 +20,7 @@ from spark_dedup.listing import FileInfo, Named
 from spark_dedup.outputs import check_output, exclusive, staged
 from spark_dedup.paths import Location, normalise_path
 from spark_dedup.progress import job_progress
-from spark_dedup.semantic.assign import assign_clusters, check_kept, cluster_layout
+from spark_dedup.semantic.assign import assign_clusters, check_kept, cluster_layout, require_arrow
 from spark_dedup.semantic.cluster_files import parquet_codec, write_centroids, write_clusters
 from spark_dedup.semantic.embedding_files import EmbeddingFiles, find_embedding_files, reader_settings
 from spark_dedup.semantic.embeddings import array_column, check_dim, check_invalid_option, embedding_width
@@ -243,6 +243,7 @@ class KMeansStage:
         df = self._read(spark)
         self._require(df, columns, where=str(found.source))
         array_column(df, self.embedding_field)
+        require_arrow(df, [self.id_field, *self._kept_fields()])
         with job_progress(spark, "checking that ids are unique"):
             rows = check_unique_ids(spark, df, self.id_field, files=self._plain_files(found))
         if not rows:
@@ -302,6 +303,7 @@ class KMeansStage:
             job_progress(spark, "writing the clusters"),
         ):
             written = write_clusters(rows, aside, embedding_field=self.embedding_field, codec=codec)
+            self._check_count(found, sum(written.values()))
             write_centroids(aside, model.centroids)
         counts = written.values()
         done = {
@@ -317,6 +319,16 @@ class KMeansStage:
                 "%d clusters of up to %d records, inertia %.6g", len(counts), max(counts), done["inertia"]
             )
         return done
+
+    def _check_count(self, found: JobInput, written: int) -> None:
+        """Raise ``InputError`` unless the rows written are those whose ids were checked, but for unusable ones."""
+        rows = found.num_rows or 0
+        if written == rows or (written < rows and self.invalid_embeddings == "drop"):
+            return
+        raise InputError(
+            f"{found.source} had {rows:,} rows when its ids were checked and {written:,} when they were clustered: "
+            "run it again when nobody writes there; of a view that gives other rows each time, write a table first"
+        )
 
     def _embedding_files(self, df: DataFrame, found: JobInput) -> EmbeddingFiles | None:
         """Return the input's files where tasks can read them as Spark would."""

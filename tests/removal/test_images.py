@@ -74,6 +74,17 @@ def test_bad_lists(spark, tmp_path, monkeypatch):
         _ = stage.num_removed
 
 
+@pytest.mark.parametrize("others", [pa.array(["a"]), pa.array([3], pa.int32())])
+def test_lists_that_disagree_about_the_id_are_named(spark, tmp_path, others):
+    images = spark.createDataFrame([(1, b"x"), (2, b"y"), (3, b"z")], "image_id long, png binary")
+    list_ids(tmp_path / "ids" / "a", [1])
+    list_ids(
+        tmp_path / "ids" / "b", others.to_pylist(), "id" if others.type == pa.int32() else "key", others.type
+    )
+    with pytest.raises(InputError, match=r"b/ids.parquet has another schema: column 'id' is (absent|int32)"):
+        ImageDuplicatesRemovalStage(tmp_path / "ids").process(images)
+
+
 def test_a_session_that_observes_nothing_counts_in_a_job_of_its_own(spark, tmp_path, monkeypatch):
     """As Spark Connect before 4.0."""
     monkeypatch.setattr("spark_dedup.removal.images._observation", lambda _: None)

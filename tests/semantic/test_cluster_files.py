@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyspark.ml.functions import array_to_vector
 from pyspark.sql import functions as F
 
 from spark_dedup.errors import InputError
@@ -49,6 +50,17 @@ def test_a_task_left_running_does_not_bring_back_what_was_cleared(tmp_path):
     with pytest.raises(InputError, match="aside cannot be seen by a worker"):
         cluster_files._create(str(tmp_path / "aside" / "centroid=3" / "part"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_types_of_sparks_own_come_back(spark, tmp_path):
+    rows = laid_out(spark, packed_matrix(UNIT)).withColumns(
+        {"took": F.expr("make_dt_interval(1, 2, 3, id)"), "vector": array_to_vector(F.expr("array(id, 0D)"))}
+    )
+    write_clusters(rows, str(tmp_path / "out"), embedding_field=NAME)
+    after = spark.read.parquet(str(tmp_path / "out"))
+    assert dict(after.dtypes) == dict(rows.withColumn(NAME, F.expr("array(1f)")).dtypes)
+    columns = ["id", "took", "vector"]
+    assert after.select(columns).orderBy("id").collect() == rows.select(columns).orderBy("id").collect()
 
 
 def test_columns_of_all_types_come_back_to_spark_as_they_were(spark, tmp_path):

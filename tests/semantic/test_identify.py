@@ -5,6 +5,7 @@ from pyspark.sql import functions as F
 
 from spark_dedup.errors import InputError
 from spark_dedup.semantic.identify import identify_semantic
+from spark_dedup.semantic.sweep import sweep
 from spark_dedup.tables import LEDGER_COLUMNS
 
 SCHEMA = "id long, max_id long, cosine_sim_score float"
@@ -40,6 +41,15 @@ def test_pairs_that_change_between_reads_are_read_once(spark):
     assert 60 < len(removed) < 140
     assert {r.id for r in rows.collect()} == removed
     assert not {r.kept_id for r in rows.collect()} & removed
+
+
+def test_a_score_that_is_no_number_removes_nothing(spark):
+    """To Spark NaN is greater than 1; pandas and cuDF, which other tools filter with, keep such a record."""
+    rows = [(0, 0, 0.0), (1, 0, float("nan")), (2, 0, None), (3, 0, 1.0)]
+    pairs = spark.createDataFrame(rows, SCHEMA)
+    assert set(ledger(pairs, eps=0.05)) == {3}
+    swept = sweep(pairs, eps=[0.05])
+    assert (swept.rows[0].removed, swept.rows[0].kept, swept.counts.sum()) == (1, 3, 1)
 
 
 def test_chains_end_at_a_survivor(spark):

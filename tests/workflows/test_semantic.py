@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyspark.sql import functions as F
 from sklearn.datasets import make_blobs
 
 from spark_dedup import (
@@ -135,6 +136,37 @@ def test_a_file_that_is_replaced_while_the_clusters_are_made(spark, tmp_path, mo
     with pytest.raises(InputError, match=r"the input changed while the job ran: .*parquet"):
         job(data, out, 4, eps=0.01).run(spark)
     assert not out.exists()
+
+
+def test_a_table_that_grows_after_its_ids_were_checked(spark, tmp_path, monkeypatch):
+    table, out = str(tmp_path / "in"), tmp_path / "out"
+    rows = spark.read.parquet(str(write(tmp_path / "files", near_copies())))
+    rows.write.format("delta").save(table)
+    job = SemanticDeduplicationWorkflow
+    cluster = job._cluster
+
+    def meanwhile(*args):
+        rows.where("id < 6").write.format("delta").mode("append").save(table)
+        return cluster(*args)
+
+    monkeypatch.setattr(job, "_cluster", meanwhile)
+    with pytest.raises(
+        InputError, match=r"in had 60 rows when its ids were checked and 66 when .* nobody writes"
+    ):
+        job(table, out, 4, eps=0.01).run(spark)
+    assert not out.exists()
+
+
+def test_a_column_that_no_task_can_take_is_named_before_any_work(spark, tmp_path):
+    data = str(write(tmp_path / "in", near_copies()))
+    age = F.expr("make_ym_interval(1, cast(id AS int))")
+    spark.read.parquet(data).withColumn("age", age).write.parquet(str(tmp_path / "aged"))
+    stage = KMeansStage(tmp_path / "aged", tmp_path / "out", 4, metadata_fields=["age"])
+    with pytest.raises(
+        InputError, match="column 'age' has type interval year to month, which Arrow does not"
+    ):
+        stage.run(spark)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
