@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,8 @@ from spark_dedup.datasets import table_exists
 from spark_dedup.errors import InputError, first_line
 from spark_dedup.footers import parquet_footers
 from spark_dedup.listing import list_files
-from spark_dedup.names import quote_name, split_name
-from spark_dedup.paths import filesystem, is_local, move, spark_location, spark_path
+from spark_dedup.names import is_table_name, quote_name, split_name
+from spark_dedup.paths import Location, filesystem, is_local, move, spark_location, spark_path
 from spark_dedup.removal.vectors import NAMES_TO_MAP, nested_names
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_balance",
+    "check_no_table",
     "check_schema",
     "check_view_name",
     "count_written",
@@ -125,6 +127,24 @@ def write_table(
         else:
             spark.sql(f"RESTORE TABLE {name} TO VERSION AS OF {before['version']}")
         raise
+
+
+def check_no_table(spark: SparkSession, output: Location, *, filetype: str) -> None:
+    """Check that an output which is a folder is not meant as a table: ``schema.table`` of a schema that is there.
+
+    Raises:
+        InputError: it reads like one.
+    """
+    if not is_table_name(output) or len(split_name(output)) == 1:
+        return
+    schema, is_there = quote_name(split_name(output)[:-1]), False
+    with contextlib.suppress(Exception):  # an unknown catalog; its class differs between classic and Connect
+        is_there = spark.catalog.databaseExists(schema)
+    if is_there:
+        raise InputError(
+            f"{filetype} is written to a folder, and {output} names a table of schema {schema}: give a path, "
+            f'such as ./{output}, or output_filetype "delta" for a table'
+        )
 
 
 def check_schema(spark: SparkSession, name: str) -> None:

@@ -16,7 +16,7 @@ from spark_dedup.removal.text import check_id_types
 from spark_dedup.session import require_delta
 from spark_dedup.tables import ID, require_columns
 from spark_dedup.workflows.inputs import JobInput, check_compression, check_size, inspect_input, read_input
-from spark_dedup.workflows.remaining import check_schema, check_view_name
+from spark_dedup.workflows.remaining import check_no_table, check_schema, check_view_name
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -238,6 +238,7 @@ def _check_target(
     else:
         inputs = [*found.paths, *listed.paths, *_paths_of_ids(job)]
         check_output(job.output_path, inputs=inputs, mode="overwrite")
+        check_no_table(spark, job.output_path, filetype=job.output_filetype)
     if job.output_filetype in ("delta", "delta-clone"):
         require_delta(spark)
     if job.output_filetype == "delta-clone" and found.source.kind != "files":

@@ -610,6 +610,15 @@ def test_an_absent_schema_or_catalog_is_named_before_work(spark, given, filetype
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("filetype", ["delta-clone", "parquet"])
+def test_a_folder_named_like_a_table_is_refused(spark, given, filetype):
+    with pytest.raises(
+        InputError, match=r"names a table of schema `default`: give a path, such as ./default.kept"
+    ):
+        job(given, "default.kept", output_filetype=filetype).run(spark)
+    assert not os.path.exists("default.kept")
+
+
 def test_a_view_over_a_temporary_one_is_refused(spark, given):
     spark.range(9).createOrReplaceTempView("of_this_session")
     try:
