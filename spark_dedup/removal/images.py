@@ -17,6 +17,7 @@ import pyarrow as pa
 from spark_dedup.datasets import find_source, read_dataset
 from spark_dedup.errors import InputError
 from spark_dedup.footers import check_schemas, parquet_footers
+from spark_dedup.ids.batches import named_few
 from spark_dedup.listing import FileInfo, Named, list_files
 from spark_dedup.outputs import check_output, exclusive, staged
 from spark_dedup.paths import Location, filesystem, is_local, make_folder, normalise_path
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
 _LISTED = "__spark_dedup_listed"
 _PATIENCE_S = 10.0
+_PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 Batches = Iterable[pa.RecordBatch]
 
 
@@ -162,13 +164,13 @@ class ImageDuplicatesRemovalStage:
             Number of samples kept.
 
         Raises:
-            InputError: naming shards that are truncated or no tar.
+            InputError: naming shards that are compressed, truncated or no tar.
         """
         from pyspark.sql import functions as F
 
         require_checkpoints(spark)
         check_output(output, inputs=_roots(shards), by_spark=False)
-        found = list_files(shards, extensions=(".tar",), ignore_case=True, by_spark=False)
+        found = _list_shards(shards)
         places = _places(found, _roots(shards))
         listed, _ = self._listed(spark, "string")
         rows = [(file.path, place) for file, place in zip(found, places, strict=True)]
@@ -314,6 +316,16 @@ def _list_keys(batches: Batches) -> Iterator[pa.RecordBatch]:
             columns = [[path] * n, keys, [error] * n]
             names = ["path", "key", "error"]
             yield pa.record_batch([pa.array(c, pa.string()) for c in columns], names=names)
+
+
+def _list_shards(shards: Named) -> list[FileInfo]:
+    found = list_files(shards, extensions=(".tar", *_PACKED), ignore_case=True, by_spark=False)
+    packed = [file.path for file in found if file.path.lower().endswith(_PACKED)]
+    if packed:
+        raise InputError(
+            f"compressed shards are not rewritten: {named_few(packed)}. Unpack them to .tar first"
+        )
+    return found
 
 
 def _copy_file(source: str, folder: str, place: str) -> None:

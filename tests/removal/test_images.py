@@ -209,6 +209,10 @@ def test_shards_keep_members_byte_for_byte(spark, emoji, tmp_path):
         assert header == still
         assert os.path.getsize(tmp_path / "out" / place) % 10240 == 0
     assert sorted(os.listdir(tmp_path)) == ["ids", "in", "out"]
+    (tmp_path / "in" / "c.tar.gz").write_bytes(b"")
+    with pytest.raises(InputError, match=r"compressed shards are not rewritten: .*c\.tar\.gz\. Unpack them"):
+        stage.filter_shards(spark, tmp_path / "in", tmp_path / "out2")
+    (tmp_path / "in" / "c.tar.gz").rename(tmp_path / "in" / "c.tar")
     (tmp_path / "in" / "c.tar").write_bytes((tmp_path / "in" / "a.tar").read_bytes()[:5000])
     with pytest.raises(InputError, match=r"unreadable shard\(s\): .*c\.tar"):
         stage.filter_shards(spark, tmp_path / "in", tmp_path / "out2")
