@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from spark_dedup.datasets import Source
+from spark_dedup.datasets import Source, table_format
 from spark_dedup.errors import InputError, first_line
 from spark_dedup.ids.batches import hash_files, named_few
 from spark_dedup.ids.files import has_row_index
@@ -76,9 +76,13 @@ def numbered_query(
             "TextDuplicatesRemovalWorkflow, or name a column of ids as id_field"
         )
     if not has_row_index(df):
+        why = "a view or a table of other files than Delta's does not tell their places"
+        mend = "write what remains with TextDuplicatesRemovalWorkflow"
+        if table_format(spark, source) == "delta":
+            why = "Delta tells their places only with delta.enableDeletionVectors=true"
+            mend = "set it (ALTER TABLE)"
         raise InputError(
-            f"SQL cannot number the rows of {relation}: Delta tells their places only with "
-            "delta.enableDeletionVectors=true; set it (ALTER TABLE), or name a column of ids as id_field"
+            f"SQL cannot number the rows of {relation}: {why}; {mend}, or name a column of ids as id_field"
         )
     registry = registry_relation(location)
     by_key = _check_known(spark, _source_paths(df, source, filetype), registry)

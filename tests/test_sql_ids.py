@@ -141,3 +141,16 @@ def test_a_delta_table_that_does_not_number_its_rows_is_told_how_to(spark, tmp_p
     spark.sql(f"ALTER TABLE delta.`{docs}` SET TBLPROPERTIES ('delta.enableDeletionVectors' = true)")
     views += create_views(spark, ledger=tmp_path / "ledger", documents=docs, prefix="s9_", filetype="delta")
     assert sorted(row["text"] for row in spark.table("s9_documents").collect()) == ["a", "b"]
+
+
+def test_a_view_does_not_number_its_rows(spark, tmp_path):
+    pq.write_table(pa.table({"text": ["a", "a", "b"]}), tmp_path / "0.parquet")
+    spark.read.parquet(str(tmp_path / "0.parquet")).createOrReplaceTempView("unnumbered")
+    try:
+        ExactDeduplicationWorkflow(
+            input_path="unnumbered", output_path=tmp_path / "out", ledger=tmp_path / "ledger"
+        ).run(spark)
+        with pytest.raises(InputError, match=r"a view or a table of other files .* write what remains"):
+            create_views(spark, ledger=tmp_path / "ledger", documents="unnumbered", prefix="s10_")
+    finally:
+        spark.catalog.dropTempView("unnumbered")
