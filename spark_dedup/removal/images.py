@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import shutil
-import tarfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from spark_dedup.datasets import find_source, read_dataset
 from spark_dedup.errors import InputError
 from spark_dedup.footers import check_schemas, parquet_footers
-from spark_dedup.ids.batches import named_few
-from spark_dedup.listing import FileInfo, Named, list_files
+from spark_dedup.listing import Named, list_files
 from spark_dedup.outputs import check_output, exclusive, staged
-from spark_dedup.paths import Location, filesystem, is_local, make_folder, normalise_path
-from spark_dedup.removal.shards import copy_without, sample_keys
+from spark_dedup.paths import Location, make_folder
+from spark_dedup.removal.image_files import (
+    copy_file,
+    list_keys,
+    list_shards,
+    places_below,
+    rewrite_shard,
+    roots_of,
+)
 from spark_dedup.session import is_connect, require_checkpoints
 from spark_dedup.tables import col, require_columns
 from spark_dedup.workers import in_worker
@@ -36,7 +39,6 @@ logger = logging.getLogger(__name__)
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
 _LISTED = "__spark_dedup_listed"
 _PATIENCE_S = 10.0
-_PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 Batches = Iterable[pa.RecordBatch]
 
 
@@ -124,9 +126,9 @@ class ImageDuplicatesRemovalStage:
         """
         from pyspark.sql import functions as F
 
-        check_output(output, inputs=_roots(folder), by_spark=False)
+        check_output(output, inputs=roots_of(folder), by_spark=False)
         found = list_files(folder, extensions=endings, ignore_case=True, by_spark=False)
-        places = _places(found, _roots(folder))
+        places = places_below(found, roots_of(folder))
         images = _frame(
             spark,
             [(file.path, place, place.rsplit(".", 1)[0]) for file, place in zip(found, places, strict=True)],
@@ -141,7 +143,7 @@ class ImageDuplicatesRemovalStage:
                 for batch in batches:
                     rows = batch.select(["path", "place"]).to_pylist()
                     for row in rows:
-                        _copy_file(row["path"], aside, row["place"])
+                        copy_file(row["path"], aside, row["place"])
                     yield pa.RecordBatch.from_pydict({"n": pa.array([len(rows)], pa.int64())})
 
             copied = kept.mapInArrow(in_worker(copy), "n bigint").agg(F.sum("n")).first()
@@ -169,14 +171,14 @@ class ImageDuplicatesRemovalStage:
         from pyspark.sql import functions as F
 
         require_checkpoints(spark)
-        check_output(output, inputs=_roots(shards), by_spark=False)
-        found = _list_shards(shards)
-        places = _places(found, _roots(shards))
+        check_output(output, inputs=roots_of(shards), by_spark=False)
+        found = list_shards(shards)
+        places = places_below(found, roots_of(shards))
         listed, _ = self._listed(spark, "string")
         rows = [(file.path, place) for file, place in zip(found, places, strict=True)]
         work = _frame(spark, rows, "path string, place string")
         keys = work.mapInArrow(
-            in_worker(_list_keys), "path string, key string, error string"
+            in_worker(list_keys), "path string, key string, error string"
         ).localCheckpoint()
         broken = [
             f"{row['path']} ({row['error']})" for row in keys.where("error IS NOT NULL").limit(5).collect()
@@ -192,7 +194,7 @@ class ImageDuplicatesRemovalStage:
             def rewrite(batches: Batches) -> Iterator[pa.RecordBatch]:
                 for batch in batches:
                     for row in batch.to_pylist():
-                        _rewrite(row["path"], aside, row["place"], frozenset(row["keys"] or ()))
+                        rewrite_shard(row["path"], aside, row["place"], frozenset(row["keys"] or ()))
                     yield pa.RecordBatch.from_pydict({"n": pa.array([batch.num_rows], pa.int64())})
 
             written = tasks.mapInArrow(in_worker(rewrite), "n bigint").agg(F.sum("n")).first()
@@ -273,80 +275,5 @@ def _observed(observation: Any) -> int | None:
     return found[0] if found else None
 
 
-def _roots(named: Named) -> list[str]:
-    return [normalise_path(path) for path in ([named] if isinstance(named, str | os.PathLike) else named)]
-
-
-def _places(files: Sequence[FileInfo], roots: Sequence[str]) -> list[str]:
-    """Return where each file goes below the output: its path below what was named."""
-    places = []
-    for file in files:
-        root = next((r for r in roots if file.path.startswith(f"{r}/")), None)
-        places.append(file.path[len(root) + 1 :] if root else file.path.rsplit("/", 1)[1])
-    seen: dict[str, str] = {}
-    for file, place in zip(files, places, strict=True):
-        if any("\ud800" <= letter <= "\udfff" for letter in file.path):  # a byte that is not UTF-8
-            raise InputError(
-                f"{file.path!r}: Spark knows no names that are not UTF-8: rename the file or folder"
-            )
-        if place in seen:
-            raise InputError(
-                f"{seen[place]} and {file.path} would both become {place}: take the folders apart"
-            )
-        seen[place] = file.path
-    return places
-
-
 def _frame(spark: SparkSession, rows: Sequence[tuple[Any, ...]], schema: str) -> DataFrame:
     return spark.createDataFrame(rows, schema).repartition(min(len(rows), 1024))
-
-
-def _list_keys(batches: Batches) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
-        for path in batch.column("path").to_pylist():
-            fs, inner = filesystem(path)
-            keys: list[str | None] = []
-            error = None
-            try:
-                with fs.open(inner, "rb") as file:
-                    keys += sample_keys(file)
-            except (tarfile.TarError, OSError, EOFError) as problem:
-                keys, error = [None], str(problem).splitlines()[0] or type(problem).__name__
-            n = len(keys)
-            columns = [[path] * n, keys, [error] * n]
-            names = ["path", "key", "error"]
-            yield pa.record_batch([pa.array(c, pa.string()) for c in columns], names=names)
-
-
-def _list_shards(shards: Named) -> list[FileInfo]:
-    found = list_files(shards, extensions=(".tar", *_PACKED), ignore_case=True, by_spark=False)
-    packed = [file.path for file in found if file.path.lower().endswith(_PACKED)]
-    if packed:
-        raise InputError(
-            f"compressed shards are not rewritten: {named_few(packed)}. Unpack them to .tar first"
-        )
-    return found
-
-
-def _copy_file(source: str, folder: str, place: str) -> None:
-    with _pair(source, folder, place) as (reader, writer):
-        shutil.copyfileobj(reader, writer, 1 << 20)
-
-
-def _rewrite(source: str, folder: str, place: str, keys: frozenset[str]) -> None:
-    with _pair(source, folder, place) as (reader, writer):
-        copy_without(reader, writer, keys)
-
-
-@contextlib.contextmanager
-def _pair(source: str, folder: str, place: str) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """Open a file to read and one to write below a folder, on any store, making the folders between."""
-    if is_local(folder) and not os.path.isdir(folder):
-        # A task that a failed job left running must not bring back what was cleared.
-        raise FileNotFoundError(f"{folder} is gone, as its job ended, or lies on another machine")
-    fs, inner = filesystem(source)
-    target = f"{folder}/{place}"
-    to, name = filesystem(target)
-    make_folder(target.rsplit("/", 1)[0])
-    with fs.open(inner, "rb") as reader, to.open(name, "wb") as writer:
-        yield reader, writer
