@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ from spark_dedup.removal.image_files import (
     rewrite_shard,
     roots_of,
 )
-from spark_dedup.session import is_connect, require_checkpoints
+from spark_dedup.session import require_checkpoints
 from spark_dedup.tables import col, require_columns
 from spark_dedup.workers import in_worker
 
@@ -38,7 +37,6 @@ logger = logging.getLogger(__name__)
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
 _LISTED = "__spark_dedup_listed"
-_PATIENCE_S = 10.0
 Batches = Iterable[pa.RecordBatch]
 
 
@@ -62,7 +60,8 @@ class ImageDuplicatesRemovalStage:
     num_workers_per_node: int | None = None
     name: str = "image_dedup_filter"
     cast_ids: bool = False
-    _removed: Callable[[], int | None] | None = field(default=None, init=False, repr=False)
+    _gone: DataFrame | None = field(default=None, init=False, repr=False)
+    _removed: int | None = field(default=None, init=False, repr=False)
 
     def process(self, images: DataFrame, image_id_field: str = "image_id") -> DataFrame:
         """Return the rows whose id is not listed; lazy, with all columns and the order of rows as they were.
@@ -80,33 +79,25 @@ class ImageDuplicatesRemovalStage:
         require_columns(images, [image_id_field], where="the images")
         spark = images.sparkSession
         listed, as_text = self._listed(spark, images.schema[image_id_field].dataType.simpleString())
-        own = col(image_id_field).cast("string") if as_text else col(image_id_field)
-        marked = images.join(F.broadcast(listed.distinct()), own == F.col(_LISTED), "left")
-        observation = _observation(spark)
-        if observation is None:
-            gone = marked.where(F.col(_LISTED).isNotNull())
-            self._removed = lambda: int(gone.count())
-        else:
-            marked = marked.observe(observation, F.count(_LISTED).alias("removed"))
-            self._removed = lambda: _observed(observation)
-        return marked.where(F.col(_LISTED).isNull()).drop(_LISTED)
+        image_id = col(image_id_field)
+        own = image_id.cast("string") if as_text else image_id
+        is_listed = own == F.col(_LISTED)
+        self._gone = images.select(image_id).join(F.broadcast(listed), is_listed, "left_semi")
+        self._removed = None
+        return images.join(F.broadcast(listed), is_listed, "left_anti")
 
     @property
     def num_removed(self) -> int:
-        """Rows that the first action on the latest ``process`` removed, or images that a ``filter_*`` removed.
-
-        An action that stops early, such as ``show``, counts only what it read. Spark Connect 3.5 observes nothing:
-        there this counts in a job of its own.
+        """Rows that the latest ``process`` removes, counted in a job of its own, or what a ``filter_*`` removed.
 
         Raises:
-            RuntimeError: there was no action yet.
+            RuntimeError: nothing was processed yet.
         """
-        removed = self._removed() if self._removed is not None else None
-        if removed is None:
-            raise RuntimeError(
-                f"{self.name}: nothing was removed yet; run an action on what process() returns"
-            )
-        return removed
+        if self._removed is None:
+            if self._gone is None:
+                raise RuntimeError(f"{self.name}: nothing was removed yet; call process() first")
+            self._removed = int(self._gone.count())
+        return self._removed
 
     def filter_folder(
         self, spark: SparkSession, folder: Named, output: Location, *, endings: Sequence[str] = IMAGE_ENDINGS
@@ -242,37 +233,9 @@ class ImageDuplicatesRemovalStage:
         return listed
 
     def _settle(self, removed: int, output: Location) -> None:
-        self._removed = lambda: removed
+        self._removed = removed
         if self.verbose:
             logger.info("%s: %s images removed, the others are in %s", self.name, f"{removed:,}", output)
-
-
-def _observation(spark: SparkSession) -> Any:
-    """Return a new observation, None on Spark Connect before 4.0, which has none."""
-    if is_connect(spark):
-        try:
-            from pyspark.sql.connect.observation import Observation as Remote
-        except ImportError:
-            return None
-        return Remote()
-    from pyspark.sql import Observation
-
-    return Observation()
-
-
-def _observed(observation: Any) -> int | None:
-    """Return the metric of a finished action; Spark's own call would wait for one without end."""
-    found: list[int] = []
-
-    def ask() -> None:
-        metrics = observation.get
-        if metrics:
-            found.append(int(metrics["removed"]))
-
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(_PATIENCE_S)
-    return found[0] if found else None
 
 
 def _frame(spark: SparkSession, rows: Sequence[tuple[Any, ...]], schema: str) -> DataFrame:
