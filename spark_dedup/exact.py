@@ -55,8 +55,8 @@ def identify_exact(
         id_field: column of any orderable type.
         keep: order-by columns that choose the survivor, nulls last; ties, and the default, go to the smallest id.
         verify: compare the texts themselves inside each hash group. The texts are then shuffled too.
-        hash_method: ``"md5"``, or ``"xxhash64"``: 128 bits as well, by two seeds, in a third of the time, for texts
-            whose authors have no reason to forge equal hashes.
+        hash_method: ``"md5"``, or ``"xxhash64"``: 128 bits as well, by two seeds, in three quarters of the time,
+            for texts whose authors have no reason to forge equal hashes.
 
     Returns:
         Ledger rows, one for each row to remove: id, matched_id, kept_id (``id_field``'s type; both the survivor),
