@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from spark_dedup.errors import InputError, MissingInputError, first_line
 from spark_dedup.listing import EXTENSIONS, FileInfo, Named, endings_of, list_files, named_paths
 from spark_dedup.names import is_table_name, path_relation, quote_name, split_name
-from spark_dedup.partitions import are_partitioned
+from spark_dedup.partitions import are_partitioned, base_of
+from spark_dedup.parts import Parts, read_parts
 from spark_dedup.paths import exists, normalise_path, spark_location, spark_path
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ def read_dataset(
     read_kwargs: Mapping[str, Any] | None = None,
     extensions: Sequence[str] | None = None,
     schema: StructType | None = None,
+    parts: Parts | None = None,
 ) -> DataFrame:
     """Read a path, paths, a Delta path or a table.
 
@@ -170,6 +172,7 @@ def read_dataset(
         read_kwargs: options for Spark's reader.
         extensions: endings to take instead of the filetype's own.
         schema: schema of files, when it is known.
+        parts: what has no type in which parquet files, from ``null_parts``; empty where nothing lacks it.
 
     Raises:
         MissingInputError, InputError: as ``find_source`` and ``list_files``.
@@ -183,7 +186,7 @@ def read_dataset(
     elif found.kind == "delta":
         df = reader.format("delta").load(spark_location(found.names[0]))
     else:
-        df = read_files(reader.schema(schema) if schema else reader, found, filetype, extensions)
+        df = read_files(reader, found, filetype, extensions, schema=schema, parts=parts)
     if columns is not None:
         require_columns(df, columns, where=str(found))
         df = df.select(*[col(name) for name in columns])
@@ -205,14 +208,21 @@ def read_files(
     filetype: str,
     extensions: Sequence[str] | None = None,
     *,
+    schema: StructType | None = None,
+    parts: Parts | None = None,
     as_text: bool = False,
 ) -> DataFrame:
     """Read the files of a source with a reader that is set up: the same ones that ``list_files`` lists.
 
-    With ``as_text`` their lines are a column ``value``, blank ones included.
+    ``schema`` and ``parts`` are as for ``read_dataset``. With ``as_text`` the files' lines are a column ``value``,
+    blank ones included.
     """
     roots = list(source.names)
     files = list_files(roots, filetype=filetype, extensions=extensions)
+    if parts:
+        return read_parts(reader.options(**base_of(files, roots)), files, parts, schema)
+    if schema is not None:
+        reader = reader.schema(schema)
     folders = [root for root in roots if all(file.path != root for file in files)]
     if folders and len(folders) < len(roots):
         roots = [file.path for file in files]  # no one filter fits folders and files both

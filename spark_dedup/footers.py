@@ -1,10 +1,9 @@
-"""Footers of parquet files: what files hold, and whether they agree, without reading a row."""
+"""Footers of parquet files: what files hold, and whether Spark can read it, without reading a row."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
     from spark_dedup.listing import FileInfo
 
-__all__ = ["alike_columns", "check_columns", "check_readable", "check_schemas", "parquet_footers"]
+__all__ = ["alike_columns", "check_readable", "parquet_footers"]
 
 _THREADS = 16
 _MOST_DIGITS = 38
@@ -52,44 +51,6 @@ def parquet_footers(files: Sequence[FileInfo]) -> list[pa.parquet.FileMetaData]:
             f"{len(broken)} unreadable parquet file(s): {'; '.join(broken[:5])}. Write them again or remove them"
         )
     return footers
-
-
-def check_schemas(
-    files: Sequence[FileInfo],
-    footers: Sequence[pa.parquet.FileMetaData],
-    *,
-    columns: Sequence[str] | None = None,
-) -> None:
-    """Check that parquet files agree in the names and types of their columns, whatever their order.
-
-    Args:
-        files: the files.
-        footers: their footers, in the same order.
-        columns: the columns that matter; by default all.
-
-    Raises:
-        InputError: naming a file, the column, and how it differs from the first file.
-    """
-    first = footers[0].schema
-    fields = _fields(footers[0], columns)
-    for file, footer in zip(files, footers, strict=True):
-        if footer.schema.equals(first):
-            continue
-        own = _fields(footer, columns)
-        name = next((n for n in (*fields, *own) if own.get(n) != fields.get(n)), None)
-        if name is None:
-            continue
-        here, there = own.get(name, "absent"), fields.get(name, "absent")
-        nulls = re.search(r"\bnull\b", f"{here} {there}")
-        why = " (null is the type of a column of nulls alone)" if nulls else ""
-        empty = [f.path for f, m in ((file, footer), (files[0], footers[0])) if not m.num_rows]
-        mend = "Read them apart or write them with one schema"
-        if empty:
-            mend = f"{empty[0]} has no rows: leave it out, or write it again with that schema"
-        raise InputError(
-            f"{file.path} has another schema: column {name!r} is {here}, in {files[0].path} it is {there}"
-            f"{why}. {mend}"
-        )
 
 
 def check_readable(
@@ -154,33 +115,6 @@ def _unread(kind: Mapping[str, Any], *, times: bool) -> tuple[str, str] | None:
     return None
 
 
-def check_columns(
-    files: Sequence[FileInfo], footers: Sequence[pa.parquet.FileMetaData], columns: Sequence[str]
-) -> None:
-    """Check that every parquet file has some columns: Spark reads one that is absent as nulls and says nothing.
-
-    Args:
-        files: the files.
-        footers: their footers, in the same order.
-        columns: names as Spark reads them, of any case.
-
-    Raises:
-        InputError: naming a file and the column that it lacks.
-    """
-    seen: list[pa.parquet.ParquetSchema] = []
-    for file, footer in zip(files, footers, strict=True):
-        if seen and footer.schema.equals(seen[-1]):
-            continue
-        own = {name.lower() for name in footer.schema.to_arrow_schema().names}
-        missing = [name for name in columns if name.lower() not in own]
-        if missing:
-            raise InputError(
-                f"{file.path} has another schema: it has no column {missing[0]!r}, which would be read as nulls. "
-                "Read it apart or write it again with that column"
-            )
-        seen = [footer.schema]
-
-
 def alike_columns(
     file: FileInfo, footer: pa.parquet.FileMetaData, spark_types: Mapping[str, str]
 ) -> set[str]:
@@ -208,41 +142,3 @@ def alike_columns(
     found = {f.name for f in schema if f.name in spark_types and plain.get(f.type) == spark_types[f.name]}
     # Where a folder is named like a column, its value is what Spark reads.
     return found - {part.partition("=")[0] for part in os.path.dirname(file.path).split("/") if "=" in part}
-
-
-def _fields(footer: pa.parquet.FileMetaData, columns: Sequence[str] | None) -> dict[str, str]:
-    schema = footer.schema.to_arrow_schema()
-    return {f.name: _type_name(f.type) for f in schema if columns is None or f.name in columns}
-
-
-def _type_name(found: pa.DataType) -> str:
-    """Return a type as Spark reads it: Arrow's writers note widths, views and zones that the file does not have."""
-    import pyarrow as pa
-    from pyarrow import types
-
-    if isinstance(found, pa.BaseExtensionType):
-        return _type_name(found.storage_type)
-    if types.is_dictionary(found):
-        return _type_name(found.value_type)
-    name = str(found)
-    if name in ("string", "large_string", "string_view"):
-        return "string"
-    if name in ("binary", "large_binary", "binary_view") or types.is_fixed_size_binary(found):
-        return "binary"
-    if types.is_decimal(found):
-        return f"decimal({found.precision}, {found.scale})"
-    if types.is_timestamp(found) and found.tz:
-        return f"timestamp[{found.unit}, tz=UTC]"
-    if types.is_duration(found):
-        return "int64"
-    if types.is_map(found):
-        return f"map<{_type_name(found.key_type)}, {_type_name(found.item_type)}>"
-    if types.is_struct(found):
-        fields = {f.name: _type_name(f.type) for f in found}
-        if fields.keys() - {"typed_value"} == {"metadata", "value"} and fields["metadata"] == "binary":
-            return "variant"  # of which each file types what its own rows share
-        inner = (found.field(i) for i in range(found.num_fields))
-        return f"struct<{', '.join(f'{f.name}: {_type_name(f.type)}' for f in inner)}>"
-    if name.startswith(("list", "large_list", "fixed_size_list")):
-        return f"list<{_type_name(found.value_type)}>"
-    return name

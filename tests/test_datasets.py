@@ -14,9 +14,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 from spark_dedup import listing
 from spark_dedup.datasets import find_source, read_dataset
 from spark_dedup.errors import InputError
-from spark_dedup.footers import check_schemas, parquet_footers
+from spark_dedup.footers import parquet_footers
 from spark_dedup.listing import is_small, list_files
 from spark_dedup.names import is_table_name
+from spark_dedup.schemas import check_schemas
 
 
 def write(path, **columns):

@@ -20,6 +20,7 @@ from spark_dedup.ids.registry import IdRegistry
 from spark_dedup.ids.splits import count_splits, on_gpu, rows_by_url
 from spark_dedup.listing import FileInfo, list_files
 from spark_dedup.partitions import are_partitioned, partition_values
+from spark_dedup.parts import Parts
 from spark_dedup.tables import ID, col, require_columns
 
 if TYPE_CHECKING:
@@ -120,13 +121,15 @@ def documents(
     blocksize: int | str | None = None,
     files_per_partition: int | None = None,
     schema: StructType | None = None,
+    parts: Parts | None = None,
     as_lines: bool = False,
 ) -> Documents:
     """Do the work of ``read_documents``; say also what was found, and take Curator's batches.
 
     The arguments are the same but for ``register_new``, which, when False, makes a file that the registry does not
     know a ``KeyError``, ``blocksize`` and ``files_per_partition``, by which Curator batched the files, ``schema``,
-    where that of the files is known already or must not depend on which of them are read, and ``as_lines``, with
+    where that of the files is known already or must not depend on which of them are read, ``parts``, as for
+    ``read_dataset``, and ``as_lines``, with
     which JSON lines are a column ``jsonl.LINE`` as they stand.
     """
     if on_bad_lines not in ("error", "skip"):
@@ -150,8 +153,10 @@ def documents(
             spark, opened, text, ranges_by, registry, source, files, columns, on_bad_lines, as_lines=as_lines
         )
     reader = spark.read.options(**given_options(read_kwargs))
-    df = read_files(reader.schema(schema) if schema else reader, source, filetype, extensions)
-    return _parquet_documents(spark, df, ranges_by, registry, source, files, columns)
+    df = read_files(reader, source, filetype, extensions, schema=schema, parts=parts)
+    return _parquet_documents(
+        spark, df, ranges_by, registry, source, files, columns, nulls_fit=parts is not None
+    )
 
 
 def _table_documents(
@@ -178,13 +183,15 @@ def _parquet_documents(
     source: Source,
     files: Sequence[FileInfo],
     columns: Sequence[str] | None,
+    *,
+    nulls_fit: bool,
 ) -> Documents:
     kept = _kept(df.columns, columns, source)
     ids = _opened(spark, registry)
     in_folders = partition_values(files[0], source.names) if are_partitioned(files, source.names) else {}
     # Against what Spark reads, as files that are known already are not looked at again.
     stored = [name for name in kept if name not in in_folders]
-    ranges = ranges_by(ids, partial(count_parquet, columns=stored))
+    ranges = ranges_by(ids, partial(count_parquet, columns=stored, nulls_fit=nulls_fit))
     urls = match_urls(df.inputFiles(), [file.path for file in files])
     if on_gpu(spark) or not has_row_index(df):  # spark.sql.sources.useV1SourceList without parquet
         return _documents(number_by_split(spark, df, ranges, kept, count_splits(df), ids), ranges)

@@ -59,7 +59,7 @@ def open_jsonl(
 
     def read(wanted: StructType | None) -> DataFrame:
         reader = spark.read.options(**given_options(read_kwargs)).options(**_OPTIONS)
-        return read_files(reader.schema(wanted) if wanted else reader, source, "jsonl", extensions)
+        return read_files(reader, source, "jsonl", extensions, schema=wanted)
 
     whole = read(schema)
     names = [name for name in whole.columns if name != BAD]

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from spark_dedup.datasets import find_source, read_dataset
 from spark_dedup.errors import InputError
-from spark_dedup.footers import check_schemas, parquet_footers
+from spark_dedup.footers import parquet_footers
 from spark_dedup.listing import Named, list_files
 from spark_dedup.outputs import check_output, exclusive, staged
 from spark_dedup.paths import Location, make_folder
@@ -24,6 +24,7 @@ from spark_dedup.removal.image_files import (
     rewrite_shard,
     roots_of,
 )
+from spark_dedup.schemas import check_schemas
 from spark_dedup.session import require_checkpoints
 from spark_dedup.tables import col, require_columns
 from spark_dedup.workers import in_worker

@@ -13,6 +13,7 @@ from spark_dedup.ledger import check_ledger
 from spark_dedup.listing import Named
 from spark_dedup.names import is_table_name, spelled
 from spark_dedup.outputs import check_apart, check_output, clear_killed
+from spark_dedup.parts import parts_of
 from spark_dedup.paths import normalise_path
 from spark_dedup.progress import job_progress
 from spark_dedup.tables import ID, require_columns
@@ -109,7 +110,9 @@ def inspect(job: ExactDeduplicationWorkflow, spark: SparkSession, output: str) -
         extensions=job.input_file_extensions,
         columns=None if job.perform_removal else wanted,  # removal writes all of them
         remote_footers=not job.assign_id,  # making ids looks at them as well
+        nulls_fit=True,
     )
+    parts = parts_of(found.parts, wanted)
     check_apart(output, found.paths, may_hold=True)
     for name in (IDS_FOLDER, REMOVED_FOLDER):
         check_output(f"{output}/{name}", inputs=found.paths, mode="overwrite")
@@ -124,6 +127,7 @@ def inspect(job: ExactDeduplicationWorkflow, spark: SparkSession, output: str) -
         read_kwargs=job.read_kwargs,
         extensions=job.input_file_extensions,
         on_bad_lines=job.on_bad_lines,
+        parts=parts,
         check_lines=not job.assign_id,  # making ids looks for them as well
     )
     check_text(df, job.text_field)
@@ -139,7 +143,7 @@ def inspect(job: ExactDeduplicationWorkflow, spark: SparkSession, output: str) -
             num_rows = check_unique_ids(spark, df, job.id_field, files=plain)
     elif found.source.kind == "files":
         num_rows = found.num_rows
-    return Documents(found.source, found.files, num_rows, found.paths, df=df)
+    return Documents(found.source, found.files, num_rows, found.paths, parts=parts, df=df)
 
 
 def with_ids(
@@ -159,6 +163,7 @@ def with_ids(
             read_kwargs=job.read_kwargs,
             extensions=job.input_file_extensions,
             schema=found.df.schema if found.source.kind == "files" else None,
+            parts=found.parts,
         )
     # The ids of a Delta table count the rows that deletion vectors hide, too.
     in_table = found.source.kind != "files"

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from spark_dedup.datasets import (
@@ -17,13 +17,15 @@ from spark_dedup.datasets import (
     read_dataset,
 )
 from spark_dedup.errors import InputError
-from spark_dedup.footers import check_readable, check_schemas, parquet_footers
+from spark_dedup.footers import check_readable, parquet_footers
 from spark_dedup.ids import jsonl
 from spark_dedup.ids.batches import named_few
 from spark_dedup.ids.curator import parse_bytes
 from spark_dedup.ids.splits import rows_by_url
 from spark_dedup.listing import FileInfo, Named, list_files
+from spark_dedup.parts import Parts
 from spark_dedup.paths import is_local
+from spark_dedup.schemas import check_schemas, null_parts
 from spark_dedup.session import active_or_build
 from spark_dedup.settings import NANOS_AS_LONG, conf_of
 from spark_dedup.tables import col, require_columns
@@ -63,12 +65,14 @@ class JobInput:
         files: its data files, when it is paths; else empty.
         num_rows: rows by the footers of parquet files; None where only reading would tell.
         paths: paths that no output may touch.
+        parts: what has no type in which files, as ``read_dataset`` takes it.
     """
 
     source: Source
     files: list[FileInfo]
     num_rows: int | None
     paths: tuple[str, ...] = ()
+    parts: Parts = field(default_factory=dict, kw_only=True)
 
     @property
     def num_bytes(self) -> int:
@@ -84,6 +88,7 @@ def inspect_input(
     extensions: Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
     remote_footers: bool = False,
+    nulls_fit: bool = False,
 ) -> JobInput:
     """Find and check an input; parquet footers are read, in parallel, and must agree.
 
@@ -96,6 +101,8 @@ def inspect_input(
         extensions: endings of files to take.
         columns: columns whose type must agree in all files; all when None.
         remote_footers: look at files elsewhere than on a local disk, too.
+        nulls_fit: files may have a column of nulls alone, without a type, that has one in others; they are read
+            by the ``parts`` that this returns.
 
     Raises:
         MissingInputError: no such path, or no files.
@@ -111,12 +118,13 @@ def inspect_input(
     if filetype != "parquet" or not (remote_footers or is_local(files[0].path)):
         return JobInput(found, files, None, found.names)
     footers = parquet_footers(files)
-    check_schemas(files, footers, columns=columns)
+    check_schemas(files, footers, columns=columns, nulls_fit=nulls_fit)
     times = conf_of(spark, "spark.sql.timeType.enabled") == "true"
     if check_readable(files, footers, columns=columns, times=times):
         with contextlib.suppress(Exception):  # its class differs between classic and Connect
             spark.conf.set(NANOS_AS_LONG, "true")
-    return JobInput(found, files, sum(footer.num_rows for footer in footers), found.names)
+    parts = null_parts(files, footers, columns=columns) if nulls_fit else {}
+    return JobInput(found, files, sum(footer.num_rows for footer in footers), found.names, parts=parts)
 
 
 def check_unchanged(
@@ -167,6 +175,7 @@ def read_input(
     extensions: Sequence[str] | None = None,
     on_bad_lines: str = "error",
     schema: StructType | None = None,
+    parts: Parts | None = None,
     check_lines: bool = True,
 ) -> tuple[DataFrame, int | None]:
     """Read documents as they are, without making ids.
@@ -180,6 +189,7 @@ def read_input(
         extensions: endings of files to take.
         on_bad_lines: ``"error"``, or ``"skip"`` to leave malformed JSON lines out.
         schema: schema of files, when it is known.
+        parts: as ``read_dataset`` takes it.
         check_lines: look for malformed JSON lines, in a pass of its own; False leaves them as rows of nulls.
 
     Returns:
@@ -198,6 +208,7 @@ def read_input(
             read_kwargs=read_kwargs,
             extensions=extensions,
             schema=schema,
+            parts=parts,
         ), None
 
     names, to_count, df = jsonl.open_jsonl(

@@ -187,6 +187,7 @@ def inspect(job: TextDuplicatesRemovalWorkflow, spark: SparkSession) -> RemovalI
         filetype=job.input_filetype,
         extensions=job.input_file_extensions,
         columns=columns_of(job),
+        nulls_fit=job.output_filetype not in ("view", "delta-clone"),  # which show the files as they are
     )
     listed = inspect_input(spark, job.ids_to_remove_path, filetype="parquet")
     _check_registry(job, spark)
@@ -199,6 +200,7 @@ def inspect(job: TextDuplicatesRemovalWorkflow, spark: SparkSession) -> RemovalI
         read_kwargs=job.input_kwargs,
         extensions=job.input_file_extensions,
         on_bad_lines=job.on_bad_lines,
+        parts=found.parts,
         check_lines=not ids_are_made(job),  # making ids looks for them as well
     )
     _check_columns(job, spark, df, found)
@@ -210,6 +212,7 @@ def inspect(job: TextDuplicatesRemovalWorkflow, spark: SparkSession) -> RemovalI
         found.files,
         found.num_rows if num_rows is None else num_rows,
         found.paths,
+        parts=found.parts,
         df=df,
         listed=listed.source,
     )

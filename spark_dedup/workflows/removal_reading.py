@@ -56,6 +56,7 @@ def documents_of(
         extensions=job.input_file_extensions,
         on_bad_lines=job.on_bad_lines,
         schema=_schema(found),
+        parts=found.parts,
     )[0]
 
 
@@ -114,6 +115,7 @@ def _made(
             blocksize=blocksize,
             files_per_partition=files_per_partition,
             schema=_schema(found),
+            parts=found.parts,
             as_lines=keeps_lines(job, found),
         )
 

@@ -1,5 +1,7 @@
 """Whole jobs on a session with the plugin: every query that a job starts, judged."""
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from gpu_plans import assert_on_gpu
 from pyspark.sql import functions as F
@@ -103,6 +105,23 @@ def test_removal(spark, run, documents, tmp_path, id_field):
     result, plans = run(job)
     assert result["num_duplicates_removed"] == 334
     assert_on_gpu(plans, must=(*WRITE, "BroadcastHashJoinExec", "FileSourceScanExec"))
+
+
+def test_removal_where_a_file_has_no_type_for_a_column(spark, run, tmp_path):
+    (tmp_path / "in").mkdir()
+    for number, values in enumerate((pa.nulls(2), ["a", "b"])):
+        table = pa.table({"id": [2 * number, 2 * number + 1], "language": values})
+        pq.write_table(table, tmp_path / "in" / f"{number}.parquet")
+    spark.range(2).write.parquet(str(tmp_path / "ids"))
+    job = TextDuplicatesRemovalWorkflow(
+        input_path=str(tmp_path / "in"),
+        ids_to_remove_path=str(tmp_path / "ids"),
+        output_path=str(tmp_path / "out"),
+        id_field="id",
+    )
+    result, plans = run(job)
+    assert result["num_duplicates_removed"] == 2
+    assert_on_gpu(plans, must=(*WRITE, "BroadcastHashJoinExec", "FileSourceScanExec", "UnionExec"))
 
 
 def test_removal_of_a_long_list_from_delta(spark, run, documents, tmp_path, monkeypatch):
