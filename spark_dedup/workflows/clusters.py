@@ -18,6 +18,7 @@ from spark_dedup.errors import InputError
 from spark_dedup.ids.splits import on_gpu
 from spark_dedup.listing import FileInfo, Named
 from spark_dedup.outputs import check_output, exclusive, staged
+from spark_dedup.parts import Parts
 from spark_dedup.paths import Location, normalise_path
 from spark_dedup.progress import job_progress
 from spark_dedup.semantic.assign import assign_clusters, check_kept, cluster_layout, require_arrow
@@ -160,7 +161,7 @@ class KMeansStage:
     def _width(self, spark: SparkSession, found: JobInput) -> int:
         """Return the length of an embedding."""
         with settings(spark, reader_settings(found.files), reason=type(self).__name__):
-            return embedding_width(self._read(spark), self.embedding_field, self.embedding_dim)
+            return embedding_width(self._read(spark, found.parts), self.embedding_field, self.embedding_dim)
 
     def _steps(
         self, spark: SparkSession, folder: str, found: JobInput, owned: Sequence[str]
@@ -207,13 +208,14 @@ class KMeansStage:
         """Return the columns that the input must have."""
         return list(dict.fromkeys([self.id_field, self.embedding_field, *self._kept_fields()]))
 
-    def _read(self, spark: SparkSession) -> DataFrame:
+    def _read(self, spark: SparkSession, parts: Parts) -> DataFrame:
         return read_dataset(
             spark,
             self.input_path,
             filetype=self.input_filetype,
             read_kwargs=self.read_kwargs,
             extensions=self.input_file_extensions,
+            parts=parts,
         )
 
     def _require(self, df: DataFrame, columns: Sequence[str], *, where: str) -> None:
@@ -229,6 +231,7 @@ class KMeansStage:
             filetype=self.input_filetype,
             extensions=self.input_file_extensions,
             columns=columns,
+            nulls_fit=True,
         )
         for folder in folders:
             check_output(folder, inputs=found.paths, mode="overwrite")
@@ -240,7 +243,7 @@ class KMeansStage:
                 read_kwargs=self.read_kwargs,
                 extensions=self.input_file_extensions,
             )
-        df = self._read(spark)
+        df = self._read(spark, found.parts)
         self._require(df, columns, where=str(found.source))
         array_column(df, self.embedding_field)
         require_arrow(df, [self.id_field, *self._kept_fields()])
@@ -252,7 +255,7 @@ class KMeansStage:
             raise InputError(
                 f"n_clusters is {self.n_clusters:,}, but {found.source} has {rows:,} rows: ask for fewer clusters"
             )
-        return JobInput(found.source, found.files, rows)
+        return JobInput(found.source, found.files, rows, parts=found.parts)
 
     def _cluster(
         self, spark: SparkSession, found: JobInput, output: str, options: Mapping[str, Any] | None
@@ -261,7 +264,7 @@ class KMeansStage:
         started = time.monotonic()
         codec = parquet_codec(spark, options)
         # Columns that nobody asked for need not travel.
-        df = self._read(spark).select(
+        df = self._read(spark, found.parts).select(
             *map(col, dict.fromkeys([self.id_field, self.embedding_field, *self._kept_fields()]))
         )
         files = self._embedding_files(df, found)

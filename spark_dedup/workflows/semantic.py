@@ -15,6 +15,7 @@ from spark_dedup.exact import check_text
 from spark_dedup.ledger import check_ledger
 from spark_dedup.limits import SafetyStopError, check_limits, over_a_limit
 from spark_dedup.outputs import exclusive
+from spark_dedup.parts import Parts
 from spark_dedup.paths import Location, delete, exists, normalise_path
 from spark_dedup.progress import job_progress
 from spark_dedup.rules import TEXT_LENGTH, check_source_rules, with_text_length
@@ -216,7 +217,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
         found = super()._inspect(spark, folders)
         if self.ledger is not None:
             require_checkpoints(spark)
-            check_ledger(spark, self.ledger, dict(self._read(spark).dtypes)[self.id_field])
+            check_ledger(spark, self.ledger, dict(self._read(spark, found.parts).dtypes)[self.id_field])
         return found
 
     def _folders(self) -> list[str]:
@@ -265,8 +266,8 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             require_order(df, ranked)
         super()._require(df, columns, where=where)
 
-    def _read(self, spark: SparkSession) -> DataFrame:
-        df = super()._read(spark)
+    def _read(self, spark: SparkSession, parts: Parts) -> DataFrame:
+        df = super()._read(spark, parts)
         if self.keep_longest is None:
             return df
         check_text(df, self.keep_longest, argument="keep_longest")

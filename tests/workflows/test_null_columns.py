@@ -2,12 +2,14 @@
 
 import datetime as dt
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from spark_dedup import (
     ExactDeduplicationWorkflow,
+    SemanticDeduplicationWorkflow,
     TextDuplicatesRemovalWorkflow,
     read_documents,
 )
@@ -104,6 +106,37 @@ def test_exact_matching_with_ids_made(spark, tmp_path):
     assert ran["num_documents"] == 6
     kept = read(spark, tmp_path / "out" / "deduplicated")
     assert {id_: {**rows[id_], "_curator_dedup_id": id_} for id_ in (1, 2, 3, 4)} == kept
+
+
+def test_semantic_matching_keeps_metadata_that_a_file_has_no_type_for(spark, tmp_path):
+    rng = np.random.default_rng(3)
+    rows = []
+    for number, language in enumerate((None, "en")):
+        part = [
+            {"id": 20 * number + i, "embeddings": rng.normal(size=4).tolist(), "language": language}
+            for i in range(20)
+        ]
+        part[0]["embeddings"] = [1.0, 0, 0, 0]
+        rows += part
+    (tmp_path / "in").mkdir()
+    for number, part in enumerate((rows[:20], rows[20:], [{"id": 40, "embeddings": None, "language": "de"}])):
+        pq.write_table(pa.Table.from_pylist(part), tmp_path / "in" / f"{number}.parquet")
+    ran = SemanticDeduplicationWorkflow(
+        input_path=tmp_path / "in", output_path=tmp_path / "out", n_clusters=2, eps=1e-6, perform_removal=True,
+        metadata_fields=["language"], invalid_embeddings="drop", random_state=5,
+    ).run(spark)  # fmt: skip
+    assert ran["num_duplicates"] == 1
+    clusters = spark.read.parquet(str(tmp_path / "out" / "kmeans_results"))
+    assert {row["id"]: row["language"] for row in clusters.collect()} == {
+        row["id"]: row["language"] for row in rows
+    }
+    kept = {
+        row["id"]: row["language"]
+        for row in spark.read.parquet(str(tmp_path / "out" / "deduplicated")).collect()
+    }
+    assert len(kept) == 40
+    assert {kept.get(0, "gone"), kept.get(20, "gone")} in ({None, "gone"}, {"en", "gone"})
+    assert kept[40] == "de"
 
 
 @pytest.mark.parametrize("form", ["delta-clone", "view"])
