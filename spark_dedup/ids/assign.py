@@ -224,8 +224,10 @@ def _jsonl_documents(
 ) -> Documents:
     """Count splits in one pass, which also finds malformed lines; register; read by split."""
     there, to_count, df = opened
-    kept = _kept(there, columns, source)
+    kept = _kept(there, columns, source) if there else []  # without any, malformed lines may be why
     splits, urls, skipped = jsonl.check_files(df, to_count, text, files, on_bad_lines)
+    if not there:
+        kept = _kept(there, columns, source)
     counts = rows_by_url(splits)
     ids = _opened(spark, registry)
     ranges = ranges_by(ids, lambda asked: [counts.get(urls[file.path], 0) for file in asked])

@@ -229,6 +229,7 @@ class KMeansStage:
             filetype=self.input_filetype,
             extensions=self.input_file_extensions,
             columns=columns,
+            by_spark=False,
         )
         for folder in folders:
             check_output(folder, inputs=found.paths, mode="overwrite")

@@ -16,6 +16,7 @@ from spark_dedup.datasets import (
     given_options,
     read_dataset,
 )
+from spark_dedup.encodings import check_packed
 from spark_dedup.errors import InputError
 from spark_dedup.footers import check_readable, check_schemas, parquet_footers
 from spark_dedup.ids import jsonl
@@ -25,7 +26,7 @@ from spark_dedup.ids.splits import rows_by_url
 from spark_dedup.listing import FileInfo, Named, list_files
 from spark_dedup.paths import is_local
 from spark_dedup.session import active_or_build
-from spark_dedup.settings import NANOS_AS_LONG, conf_of
+from spark_dedup.settings import NANOS_AS_LONG, VECTORIZED, conf_of
 from spark_dedup.tables import col, require_columns
 
 if TYPE_CHECKING:
@@ -84,10 +85,12 @@ def inspect_input(
     extensions: Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
     remote_footers: bool = False,
+    by_spark: bool = True,
+    shown: bool = False,
 ) -> JobInput:
     """Find and check an input; parquet footers are read, in parallel, and must agree.
 
-    To be called inside ``parquet_as_it_is``, which puts back the setting that nanoseconds may need.
+    To be called inside ``parquet_as_it_is``, which puts back the settings that some columns need.
 
     Args:
         spark: the session.
@@ -96,6 +99,8 @@ def inspect_input(
         extensions: endings of files to take.
         columns: columns whose type must agree in all files; all when None.
         remote_footers: look at files elsewhere than on a local disk, too.
+        by_spark: Spark reads the columns, not Python tasks.
+        shown: users read the files themselves, in sessions of their own.
 
     Raises:
         MissingInputError: no such path, or no files.
@@ -112,6 +117,10 @@ def inspect_input(
         return JobInput(found, files, None, found.names)
     footers = parquet_footers(files)
     check_schemas(files, footers, columns=columns)
+    shown = shown and conf_of(spark, VECTORIZED, "true") == "true"
+    if by_spark and check_packed(files, footers, columns=columns, shown=shown):
+        with contextlib.suppress(Exception):  # its class differs between classic and Connect
+            spark.conf.set(VECTORIZED, "false")
     times = conf_of(spark, "spark.sql.timeType.enabled") == "true"
     if check_readable(files, footers, columns=columns, times=times):
         with contextlib.suppress(Exception):  # its class differs between classic and Connect

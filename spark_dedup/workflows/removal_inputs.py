@@ -187,6 +187,7 @@ def inspect(job: TextDuplicatesRemovalWorkflow, spark: SparkSession) -> RemovalI
         filetype=job.input_filetype,
         extensions=job.input_file_extensions,
         columns=columns_of(job),
+        shown=job.output_filetype in ("view", "delta-clone"),
     )
     listed = inspect_input(spark, job.ids_to_remove_path, filetype="parquet")
     _check_registry(job, spark)
