@@ -177,6 +177,7 @@ def read_input(
     on_bad_lines: str = "error",
     schema: StructType | None = None,
     check_lines: bool = True,
+    arrays: bool = True,
 ) -> tuple[DataFrame, int | None]:
     """Read documents as they are, without making ids.
 
@@ -190,6 +191,7 @@ def read_input(
         on_bad_lines: ``"error"``, or ``"skip"`` to leave malformed JSON lines out.
         schema: schema of files, when it is known.
         check_lines: look for malformed JSON lines, in a pass of its own; False leaves them as rows of nulls.
+        arrays: whether a line may be an array of objects, where lines are checked.
 
     Returns:
         The documents, and how many, where that was learnt.
@@ -219,7 +221,7 @@ def read_input(
             return df.select(*kept), None
     files = list_files(list(found.names), filetype=filetype, extensions=extensions)
     text = jsonl.as_text(spark, found, read_kwargs=read_kwargs, extensions=extensions)
-    splits, _, skipped = jsonl.check_files(df, to_count, text, files, on_bad_lines)
+    splits, _, skipped = jsonl.check_files(df, to_count, text, files, on_bad_lines, arrays=arrays)
     require_columns(names, columns or [], where=str(found))
     if skipped:
         df = df.where(jsonl.bad_text().isNull())
