@@ -138,16 +138,17 @@ def check_readable(
         for i in range(footer.num_columns):
             leaf = footer.schema.column(i)
             kind = json.loads(leaf.logical_type.to_json())
-            name = next((n for n in names if leaf.path == n or leaf.path.startswith(f"{n}.")), leaf.path)
             unread = _unread(kind, times=times)
+            if unread is None and kind.get("timeUnit") != "nanoseconds":
+                continue
+            path = leaf.path
+            name = next((n for n in names if path == n or path.startswith(f"{n}.")), path)
             if unread is not None:
                 what, instead = unread
                 raise InputError(
                     f"{file.path}: column {name!r} has {what}, which Spark cannot read: "
                     f"write {instead}, or leave the column out of the files"
                 )
-            if kind.get("timeUnit") != "nanoseconds":
-                continue
             if columns is None or name in columns:
                 raise InputError(
                     f"{file.path}: column {name!r} is in nanoseconds, which Spark cannot read: write microseconds "
