@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from spark_dedup.datasets import Source, given_options, read_files
+from spark_dedup.datasets import ANY_LENGTH, Source, given_options, read_files
 from spark_dedup.errors import InputError
 from spark_dedup.ids.files import match_urls
 from spark_dedup.ids.splits import Split, count_splits
@@ -30,7 +30,7 @@ _ARRAY = (
 _GOES_ON, _IS_ARRAY, _IS_TORN = range(3)
 """What may be wrong with a line, the worst first."""
 
-_OPTIONS = {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": BAD}
+_OPTIONS = {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": BAD, **ANY_LENGTH}
 """Reader options that the ids rely on."""
 
 
@@ -195,7 +195,9 @@ def _check_text(text: DataFrame, paths: Mapping[str, str], *, arrays: bool) -> N
     from pyspark.sql import functions as F
 
     def is_one(line: Column) -> Column:
-        array = F.from_json(F.concat(F.lit("["), line, F.lit("]")), f"array<struct<{NONE}:string>>")
+        array = F.from_json(
+            F.concat(F.lit("["), line, F.lit("]")), f"array<struct<{NONE}:string>>", ANY_LENGTH
+        )
         return F.coalesce(F.size(array) == 1, F.lit(False))
 
     line = _line()
