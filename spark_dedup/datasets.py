@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pyspark.sql.types import StructType
 
 __all__ = [
+    "ANY_LENGTH",
     "Source",
     "delta_detail",
     "delta_version",
@@ -31,6 +32,9 @@ __all__ = [
     "table_exists",
     "table_format",
 ]
+
+ANY_LENGTH = {"maxStringLen": str(2**31 - 1)}
+"""By default Spark takes a line with a string of over 20 million characters for a row of nulls."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +238,7 @@ def read_files(
         if as_text:
             df = reader.text(paths)
         else:
-            df = reader.json(paths) if filetype == "jsonl" else reader.parquet(*paths)
+            df = reader.options(**ANY_LENGTH).json(paths) if filetype == "jsonl" else reader.parquet(*paths)
         df.columns  # noqa: B018 - a Connect session looks at the files only now
     return df
 

@@ -21,26 +21,27 @@ __all__ = ["alike_columns", "check_readable", "parquet_footers"]
 _THREADS = 16
 _MOST_DIGITS = 38
 """Of Spark's decimals."""
+_SIGNATURE_BYTES = 28
+"""Follow a footer that can be read though columns are encrypted (parquet-format: Encryption.md, 5.5)."""
 
 
 def parquet_footers(files: Sequence[FileInfo]) -> list[pa.parquet.FileMetaData]:
     """Read the footers of parquet files, in parallel.
 
     Raises:
-        InputError: naming up to five files that are truncated or no parquet.
+        InputError: naming up to five files that are truncated, no parquet, or encrypted.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     def read(file: FileInfo) -> pa.parquet.FileMetaData | str:
         try:
-            if is_local(file.path):
-                with pa.OSFile(file.path) as handle:
-                    return pq.read_metadata(handle)
-            fs, inner = filesystem(file.path)
-            with fs.open(inner) as handle:
-                return pq.read_metadata(handle)
-        except (pa.ArrowInvalid, OSError) as error:
+            with _opened(file.path) as handle:
+                footer = pq.read_metadata(handle)
+                # Arrow ends the process when it is asked for a column that is encrypted.
+                is_signed = _footer_length(handle) == footer.serialized_size + _SIGNATURE_BYTES
+            return f"{file.path} (encrypted)" if is_signed else footer
+        except (pa.ArrowException, OSError) as error:
             return f"{file.path} ({str(error).splitlines()[0]})"
 
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -51,6 +52,21 @@ def parquet_footers(files: Sequence[FileInfo]) -> list[pa.parquet.FileMetaData]:
             f"{len(broken)} unreadable parquet file(s): {'; '.join(broken[:5])}. Write them again or remove them"
         )
     return footers
+
+
+def _opened(path: str) -> Any:
+    import pyarrow as pa
+
+    if is_local(path):
+        return pa.OSFile(path)
+    fs, inner = filesystem(path)
+    return fs.open(inner)
+
+
+def _footer_length(handle: Any) -> int:
+    """Return the bytes of a parquet file's footer, as its last eight bytes tell."""
+    handle.seek(-8, 2)
+    return int.from_bytes(handle.read(4), "little")
 
 
 def check_readable(
@@ -83,16 +99,17 @@ def check_readable(
         for i in range(footer.num_columns):
             leaf = footer.schema.column(i)
             kind = json.loads(leaf.logical_type.to_json())
-            name = next((n for n in names if leaf.path == n or leaf.path.startswith(f"{n}.")), leaf.path)
             unread = _unread(kind, times=times)
+            if unread is None and kind.get("timeUnit") != "nanoseconds":
+                continue
+            path = leaf.path
+            name = next((n for n in names if path == n or path.startswith(f"{n}.")), path)
             if unread is not None:
                 what, instead = unread
                 raise InputError(
                     f"{file.path}: column {name!r} has {what}, which Spark cannot read: "
                     f"write {instead}, or leave the column out of the files"
                 )
-            if kind.get("timeUnit") != "nanoseconds":
-                continue
             if columns is None or name in columns:
                 raise InputError(
                     f"{file.path}: column {name!r} is in nanoseconds, which Spark cannot read: write microseconds "
@@ -104,6 +121,8 @@ def check_readable(
 
 def _unread(kind: Mapping[str, Any], *, times: bool) -> tuple[str, str] | None:
     """Return what a logical type is and what to write instead, if it keeps Spark from reading other columns too."""
+    if kind["Type"] == "Interval":
+        return "intervals of months, days and milliseconds", "integers or strings"
     if kind["Type"] == "Float16":
         return "floats of 16 bits", "float32"
     if kind["Type"] == "UUID":

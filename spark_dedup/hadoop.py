@@ -1,11 +1,11 @@
-"""What this process's session knows of remote stores: which clients it has, and what it is told of S3."""
+"""What this process's session knows of Hadoop: clients of stores, codecs, and what it is told of S3."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spark_dedup.errors import InputError
 from spark_dedup.paths import is_local
@@ -14,7 +14,7 @@ from spark_dedup.settings import conf_of
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-__all__ = ["require_client", "s3_settings"]
+__all__ = ["has_class", "require_client", "s3_settings"]
 
 _S3_NAMES = (
     "access.key",
@@ -37,12 +37,10 @@ def require_client(path: str) -> None:
     Raises:
         InputError: saying what to add.
     """
-    if is_local(path) or "pyspark" not in sys.modules:
+    if is_local(path):
         return
-    from pyspark import SparkContext
-
-    context = SparkContext._active_spark_context
-    if context is None or context._jsc is None or context._jvm is None:
+    context = _active_context()
+    if context is None:
         return
     hadoop, scheme = context._jvm.org.apache.hadoop, path.partition("://")[0]
     try:
@@ -58,6 +56,27 @@ def require_client(path: str) -> None:
         raise InputError(
             f"this Spark session has no client for {scheme}://, so it cannot reach {path}: {how}"
         ) from error
+
+
+def has_class(name: str) -> bool:
+    """Return whether the process's session has a Java class; a Spark Connect session, which does not tell, has."""
+    context = _active_context()
+    if context is None:
+        return True
+    try:
+        context._jvm.java.lang.Thread.currentThread().getContextClassLoader().loadClass(name)
+    except Exception as error:  # py4j's own, whatever Java raised
+        return "ClassNotFoundException" not in str(error)
+    return True
+
+
+def _active_context() -> Any:
+    if "pyspark" not in sys.modules:
+        return None
+    from pyspark import SparkContext
+
+    context = SparkContext._active_spark_context
+    return None if context is None or context._jsc is None or context._jvm is None else context
 
 
 def s3_settings() -> dict[str, str]:

@@ -31,6 +31,14 @@ EXTENSIONS: dict[str, tuple[str, ...]] = {
         f".{name}{packed}" for packed in ("", ".gz", ".bz2", ".zst") for name in ("jsonl", "json")
     ),
 }
+_UNREAD = {
+    "jsonl": tuple(
+        f".{name}.{packed}"
+        for packed in ("xz", "lzma", "lz4", "br", "snappy", "deflate", "zstd", "zip", "7z")
+        for name in ("jsonl", "json")
+    )
+}
+"""Endings of packed files that the filetype's own do not name: without a word their documents would be missing."""
 _SMALL_BYTES, _SMALL_FILES = 8 << 20, 1000
 
 
@@ -77,17 +85,20 @@ def list_files(
 
     Raises:
         MissingInputError: when a path does not exist or holds no such file.
-        InputError: when a Delta table lies below a path: its files hold deleted rows too.
+        InputError: when a Delta table lies below a path: its files hold deleted rows too; for JSON lines that are
+            packed in a way that is not read, unless ``extensions`` say what is.
     """
     endings = endings_of(filetype, extensions)
     fold = str.lower if ignore_case else str
-    folded = tuple(map(fold, endings))
+    unread = () if extensions else _UNREAD.get(filetype, ())
+    folded = tuple(map(fold, (*endings, *unread)))
 
     def wanted(name: str) -> bool:
         return fold(name).endswith(folded)
 
     found: set[FileInfo] = set()
-    for path in map(normalise_path, named_paths(source)):
+    roots = [normalise_path(path) for path in named_paths(source)]
+    for path in roots:
         if not exists(path):
             raise MissingInputError(f"no such path: {path}")
         walk = _walk_local if is_local(path) else _walk_remote
@@ -95,6 +106,12 @@ def list_files(
         if not here:
             raise MissingInputError(f"no input files: {path} holds no file ending in {', '.join(endings)}")
         found |= here
+    packed = sorted({file.path for file in found if file.path.endswith(unread)} - set(roots))
+    if packed:
+        raise InputError(
+            f"packed files that are not read: {', '.join(packed[:5])}{', …' if packed[5:] else ''}. Pack them by "
+            "gzip, bzip2 or zstandard (.gz, .bz2, .zst), or name the endings to read (input_file_extensions)"
+        )
     return sorted(found)
 
 

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-__all__ = ["NANOS_AS_LONG", "conf_of", "parquet_as_it_is", "settings"]
+__all__ = ["NANOS_AS_LONG", "VECTORIZED", "conf_of", "parquet_as_it_is", "settings"]
 
 logger = logging.getLogger(__name__)
 
 NANOS_AS_LONG = "spark.sql.legacy.parquet.nanosAsLong"
 """Else a column of nanoseconds that nobody asked for keeps Spark from reading the others."""
+
+VECTORIZED = "spark.sql.parquet.enableVectorizedReader"
+"""Spark's fast reader, which does not know numbers that are split into byte streams."""
 
 _CALENDAR = ("datetimeRebaseModeInRead", "datetimeRebaseModeInWrite", "int96RebaseModeInRead")
 
@@ -33,14 +36,16 @@ def conf_of(spark: SparkSession, key: str, default: str = "") -> str:
 def parquet_as_it_is(spark: SparkSession) -> AbstractContextManager[None]:
     """Have parquet's timestamps written as they were read inside the block, where the session takes it.
 
-    ``NANOS_AS_LONG``, which keeps a scan off the GPU, is off until an input needs it, and put back at the end.
+    ``NANOS_AS_LONG``, which keeps a scan off the GPU, is off and ``VECTORIZED`` as it was until an input needs them
+    otherwise; both are put back at the end.
     """
     # Spark 3 fails at dates before 1900 unless told that they are of today's calendar, which Spark 4 assumes.
     keys = [f"spark.sql.parquet.{name}" for name in _CALENDAR]
     unset = {key: "CORRECTED" for key in keys if not conf_of(spark, key)}
     # Spark's own default is INT96, which other readers take for nanoseconds, where far dates overflow.
     micros = {"spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS", NANOS_AS_LONG: "false"}
-    return settings(spark, {**micros, **unset})
+    reader = {VECTORIZED: conf_of(spark, VECTORIZED, "true")}
+    return settings(spark, {**micros, **unset, **reader})
 
 
 @contextlib.contextmanager

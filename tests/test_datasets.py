@@ -300,6 +300,20 @@ def test_small_sources(tmp_path, monkeypatch):
     assert not is_small(tmp_path / "a")
 
 
+@pytest.mark.parametrize("ending", ["jsonl.xz", "json.lz4"])
+def test_files_packed_otherwise_are_not_left_out(tmp_path, ending):
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    (tmp_path / f"b.{ending}").write_text("?")
+    with pytest.raises(
+        InputError, match=rf"packed files that are not read: .*/b\.{ending}\. Pack them by gzip"
+    ):
+        list_files(tmp_path, filetype="jsonl")
+    named = list_files(tmp_path, filetype="jsonl", extensions=[".jsonl"])
+    assert [file.path for file in named] == [f"{tmp_path}/a.jsonl"]
+    assert len(list_files(tmp_path, filetype="jsonl", extensions=["jsonl", ending])) == 2
+    assert len(list_files(tmp_path / f"b.{ending}", filetype="jsonl")) == 1
+
+
 def test_a_truncated_packed_file_is_named(spark, tmp_path):
     lines = b"".join(b'{"text": "%d"}\n' % number for number in range(20_000))
     (tmp_path / "in").mkdir()

@@ -123,14 +123,15 @@ def documents(
     schema: StructType | None = None,
     parts: Parts | None = None,
     as_lines: bool = False,
+    arrays: bool = True,
 ) -> Documents:
     """Do the work of ``read_documents``; say also what was found, and take Curator's batches.
 
     The arguments are the same but for ``register_new``, which, when False, makes a file that the registry does not
     know a ``KeyError``, ``blocksize`` and ``files_per_partition``, by which Curator batched the files, ``schema``,
     where that of the files is known already or must not depend on which of them are read, ``parts``, as for
-    ``read_dataset``, and ``as_lines``, with
-    which JSON lines are a column ``jsonl.LINE`` as they stand.
+    ``read_dataset``, ``as_lines``, with which JSON lines are a column ``jsonl.LINE`` as they stand, and ``arrays``:
+    a line may be one of objects.
     """
     if on_bad_lines not in ("error", "skip"):
         raise InputError(f'on_bad_lines must be "error" or "skip", not {on_bad_lines!r}')
@@ -150,7 +151,17 @@ def documents(
         )
         text = jsonl.as_text(spark, source, read_kwargs=read_kwargs, extensions=extensions)
         return _jsonl_documents(
-            spark, opened, text, ranges_by, registry, source, files, columns, on_bad_lines, as_lines=as_lines
+            spark,
+            opened,
+            text,
+            ranges_by,
+            registry,
+            source,
+            files,
+            columns,
+            on_bad_lines,
+            as_lines=as_lines,
+            arrays=arrays,
         )
     reader = spark.read.options(**given_options(read_kwargs))
     df = read_files(reader, source, filetype, extensions, schema=schema, parts=parts)
@@ -228,11 +239,14 @@ def _jsonl_documents(
     on_bad_lines: str,
     *,
     as_lines: bool,
+    arrays: bool,
 ) -> Documents:
     """Count splits in one pass, which also finds malformed lines; register; read by split."""
     there, to_count, df = opened
-    kept = _kept(there, columns, source)
-    splits, urls, skipped = jsonl.check_files(df, to_count, text, files, on_bad_lines)
+    kept = _kept(there, columns, source) if there else []  # without any, malformed lines may be why
+    splits, urls, skipped = jsonl.check_files(df, to_count, text, files, on_bad_lines, arrays=arrays)
+    if not there:
+        kept = _kept(there, columns, source)
     counts = rows_by_url(splits)
     ids = _opened(spark, registry)
     ranges = ranges_by(ids, lambda asked: [counts.get(urls[file.path], 0) for file in asked])

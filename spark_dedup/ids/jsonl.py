@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from spark_dedup.datasets import Source, given_options, read_files
+from spark_dedup.datasets import ANY_LENGTH, Source, given_options, read_files
 from spark_dedup.errors import InputError
 from spark_dedup.ids.files import match_urls
 from spark_dedup.ids.splits import Split, count_splits
@@ -27,8 +27,10 @@ LINE = "__spark_dedup_line"
 _ARRAY = (
     "InputError: a line is an array of objects: write each on a line of its own, or name all input_fields\n"
 )
+_GOES_ON, _IS_ARRAY, _IS_TORN = range(3)
+"""What may be wrong with a line, the worst first."""
 
-_OPTIONS = {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": BAD}
+_OPTIONS = {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": BAD, **ANY_LENGTH}
 """Reader options that the ids rely on."""
 
 
@@ -108,9 +110,24 @@ def lines(text: DataFrame) -> DataFrame:
     bad = F.when(is_text, parsed(F.col(LINE)).getField(BAD)).otherwise(F.col(LINE))
     rows = rows.withColumn(BAD, bad)
     # The reader makes a row of each object of an array: no line then has the ids that were counted.
-    in_array = F.get_json_object(LINE, "$[0]").startswith("{") | (F.json_array_length(LINE) == 0)
-    refused = F.btrim(LINE, F.lit(" \t")).startswith("[") & in_array
-    return rows.where(F.when(refused, F.raise_error(F.lit(_ARRAY)).cast("boolean")).otherwise(F.lit(True)))
+    refused = F.raise_error(F.lit(_ARRAY)).cast("boolean")
+    return rows.where(F.when(_is_array(F.col(LINE)), refused).otherwise(F.lit(True)))
+
+
+def _is_array(line: Column) -> Column:
+    from pyspark.sql import functions as F
+
+    of_objects = F.get_json_object(line, "$[0]").startswith("{") | (F.json_array_length(line) == 0)
+    return F.btrim(line, F.lit(" \t")).startswith("[") & of_objects
+
+
+def _is_torn(line: Column) -> Column:
+    r"""Return whether a string of a JSON line has half of a surrogate pair, as ``\ud800`` is."""
+    from pyspark.sql import functions as F
+
+    plain = F.replace(line, F.lit("\\\\"), F.lit(" "))
+    rest = F.regexp_replace(plain, r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}", " ")
+    return line.rlike(r"\\u[dD][89a-fA-F]") & rest.rlike(r"\\u[dD][89a-fA-F]")
 
 
 def _is_filled() -> Column:
@@ -137,7 +154,13 @@ def parsed(line: Column, *fields: StructField) -> Column:
 
 
 def check_files(
-    df: DataFrame, to_count: DataFrame, text: DataFrame | None, files: Sequence[FileInfo], on_bad_lines: str
+    df: DataFrame,
+    to_count: DataFrame,
+    text: DataFrame | None,
+    files: Sequence[FileInfo],
+    on_bad_lines: str,
+    *,
+    arrays: bool = True,
 ) -> tuple[list[Split], dict[str, str], int]:
     """Count the lines of each split, and check them.
 
@@ -147,45 +170,63 @@ def check_files(
         text: ``as_text`` of them, to check that lines end with their object.
         files: the files.
         on_bad_lines: ``"error"`` or ``"skip"``.
+        arrays: a line may be an array of objects.
 
     Returns:
         The splits, the URL that Spark reads each path by, and how many lines are malformed.
 
     Raises:
-        InputError: malformed lines that are not to be skipped, or lines that go on; names files and lines.
+        InputError: malformed lines that are not to be skipped, lines that go on, or arrays; names files and lines.
     """
     urls = match_urls(df.inputFiles(), [file.path for file in files])
     paths = {url: path for path, url in urls.items()}
     splits = count_splits(to_count, bad=bad_text())
     skipped = _check_lines(splits, paths, on_bad_lines)
     if text is not None:
-        _check_ends(text, paths)
+        _check_text(text, paths, arrays=arrays)
     return splits, urls, skipped
 
 
-def _check_ends(text: DataFrame, paths: Mapping[str, str]) -> None:
+def _check_text(text: DataFrame, paths: Mapping[str, str], *, arrays: bool) -> None:
     """Check that lines end with their object; Spark's reader leaves the rest out, be it another document.
 
-    So do lines of files that were joined where one did not end in a newline.
+    So do lines of files that were joined where one did not end in a newline. Warn of halves of surrogate pairs.
     """
     from pyspark.sql import functions as F
 
     def is_one(line: Column) -> Column:
-        array = F.from_json(F.concat(F.lit("["), line, F.lit("]")), f"array<struct<{NONE}:string>>")
+        array = F.from_json(
+            F.concat(F.lit("["), line, F.lit("]")), f"array<struct<{NONE}:string>>", ANY_LENGTH
+        )
         return F.coalesce(F.size(array) == 1, F.lit(False))
 
     line = _line()
     # A comma after the object does no harm, and malformed lines are told by others.
     goes_on = parsed(line).getField(BAD).isNull() & ~is_one(F.regexp_replace(line, r"[, \t]+$", ""))
-    found = text.where(_is_filled() & ~is_one(line)).where(goes_on)
-    shown = found.select(F.input_file_name().alias("url"), F.substring(line, 1, 60).alias("text"))
-    counted = shown.groupBy("url").agg(F.count("*").alias("n"), F.min("text").alias("text"))
-    rows = counted.orderBy("url").limit(5).collect()
-    if rows:
-        places = "; ".join(f"{paths[row['url']]}: {row['n']}, such as {row['text']!r}" for row in rows)
-        raise InputError(
-            f"line(s) go on after their object, in {places}: give every document a line of its own"
+    wrong = F.coalesce(
+        F.when(~is_one(line) & goes_on, _GOES_ON),
+        F.when(F.lit(not arrays) & _is_array(line), _IS_ARRAY),
+        F.when(_is_torn(line), _IS_TORN),
+    )
+    found = text.where(_is_filled() & wrong.isNotNull())
+    begun = F.substring(line, 1, 60).alias("text")
+    shown = found.select(wrong.alias("wrong"), F.input_file_name().alias("url"), begun)
+    counted = shown.groupBy("wrong", "url").agg(F.count("*").alias("n"), F.min("text").alias("text"))
+    rows = counted.orderBy("wrong", "url").limit(5).collect()
+    if not rows:
+        return
+    worst = rows[0]["wrong"]
+    rows = [row for row in rows if row["wrong"] == worst]
+    places = "; ".join(f"{paths[row['url']]}: {row['n']}, such as {row['text']!r}" for row in rows)
+    if worst == _IS_TORN:
+        logger.warning(
+            "line(s) with halves of surrogate pairs, which UTF-8 does not have, in %s: Spark reads each as '?', so "
+            "texts that differ in nothing else are equal",
+            places,
         )
+        return
+    what = "go on after their object" if worst == _GOES_ON else "are arrays of objects"
+    raise InputError(f"line(s) {what}, in {places}: give every document a line of its own")
 
 
 def _check_lines(splits: Sequence[Split], paths: Mapping[str, str], on_bad_lines: str) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from spark_dedup.datasets import ANY_LENGTH
+
 if TYPE_CHECKING:
     from pyspark.sql import Column
 
@@ -40,8 +42,8 @@ def unescaped(line: Column) -> Column:
     text = F.replace(line, F.lit("\\\\"), F.lit(_PAIR))
     text = F.regexp_replace(text, rf'"|\\(?!{_DECODED})', r"\\$0")
     text = F.replace(text, F.lit(_PAIR), F.lit("\\" * 4))
-    # Tabs may stand between tokens. What Spark takes for too long a string stays as it is.
-    options = {"allowUnquotedControlChars": "true"}
+    # Tabs may stand between tokens.
+    options = {"allowUnquotedControlChars": "true", **ANY_LENGTH}
     decoded = F.from_json(F.concat(F.lit('["'), text, F.lit('"]')), "array<string>", options)[0]
     return F.when(line.contains("\\u"), F.coalesce(decoded, line)).otherwise(line)
 

@@ -25,6 +25,7 @@ from spark_dedup.footers import alike_columns, parquet_footers
 from spark_dedup.kernels.hashing import xxhash64_ints, xxhash64_longs, xxhash64_strings
 from spark_dedup.paths import is_local
 from spark_dedup.semantic.embeddings import PROBE_ROWS, commonest
+from spark_dedup.settings import VECTORIZED
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -257,5 +258,5 @@ def reader_settings(files: Sequence[FileInfo]) -> dict[str, str]:
         for group in range(footer.num_row_groups):
             columns = [footer.row_group(group).column(i) for i in range(footer.num_columns)]
             if any("BYTE_STREAM_SPLIT" in column.encodings for column in columns):
-                return {"spark.sql.parquet.enableVectorizedReader": "false"}
+                return {VECTORIZED: "false"}
     return {}

@@ -232,6 +232,7 @@ class KMeansStage:
             extensions=self.input_file_extensions,
             columns=columns,
             nulls_fit=True,
+            by_spark=False,
         )
         for folder in folders:
             check_output(folder, inputs=found.paths, mode="overwrite")

@@ -13,6 +13,7 @@ from spark_dedup.ledger import check_ledger
 from spark_dedup.listing import Named
 from spark_dedup.names import is_table_name, spelled
 from spark_dedup.outputs import check_apart, check_output, clear_killed
+from spark_dedup.partitions import are_partitioned
 from spark_dedup.parts import parts_of
 from spark_dedup.paths import normalise_path
 from spark_dedup.progress import job_progress
@@ -129,6 +130,7 @@ def inspect(job: ExactDeduplicationWorkflow, spark: SparkSession, output: str) -
         on_bad_lines=job.on_bad_lines,
         parts=parts,
         check_lines=not job.assign_id,  # making ids looks for them as well
+        arrays=_may_be_arrays(job, found),
     )
     check_text(df, job.text_field)
     require_columns(df, wanted, where=str(found.source))
@@ -164,6 +166,7 @@ def with_ids(
             extensions=job.input_file_extensions,
             schema=found.df.schema if found.source.kind == "files" else None,
             parts=found.parts,
+            arrays=_may_be_arrays(job, found),
         )
     # The ids of a Delta table count the rows that deletion vectors hide, too.
     in_table = found.source.kind != "files"
@@ -171,6 +174,11 @@ def with_ids(
     clear_killed(generator_path)
     IdRegistry.open(spark, registry).to_disk(generator_path)
     return read.df, num_documents
+
+
+def _may_be_arrays(job: ExactDeduplicationWorkflow, found: JobInput) -> bool:
+    """Return whether JSON lines may be arrays of objects: not where removal writes lines as they are."""
+    return not job.perform_removal or are_partitioned(found.files, found.source.names)
 
 
 def _columns(job: ExactDeduplicationWorkflow) -> list[str]:

@@ -16,6 +16,7 @@ from spark_dedup.datasets import (
     given_options,
     read_dataset,
 )
+from spark_dedup.encodings import check_packed
 from spark_dedup.errors import InputError
 from spark_dedup.footers import check_readable, parquet_footers
 from spark_dedup.ids import jsonl
@@ -27,7 +28,7 @@ from spark_dedup.parts import Parts
 from spark_dedup.paths import is_local
 from spark_dedup.schemas import check_schemas, null_parts
 from spark_dedup.session import active_or_build
-from spark_dedup.settings import NANOS_AS_LONG, conf_of
+from spark_dedup.settings import NANOS_AS_LONG, VECTORIZED, conf_of
 from spark_dedup.tables import col, require_columns
 
 if TYPE_CHECKING:
@@ -89,10 +90,12 @@ def inspect_input(
     columns: Sequence[str] | None = None,
     remote_footers: bool = False,
     nulls_fit: bool = False,
+    by_spark: bool = True,
+    shown: bool = False,
 ) -> JobInput:
     """Find and check an input; parquet footers are read, in parallel, and must agree.
 
-    To be called inside ``parquet_as_it_is``, which puts back the setting that nanoseconds may need.
+    To be called inside ``parquet_as_it_is``, which puts back the settings that some columns need.
 
     Args:
         spark: the session.
@@ -103,6 +106,8 @@ def inspect_input(
         remote_footers: look at files elsewhere than on a local disk, too.
         nulls_fit: files may have a column of nulls alone, without a type, that has one in others; they are read
             by the ``parts`` that this returns.
+        by_spark: Spark reads the columns, not Python tasks.
+        shown: users read the files themselves, in sessions of their own.
 
     Raises:
         MissingInputError: no such path, or no files.
@@ -119,6 +124,10 @@ def inspect_input(
         return JobInput(found, files, None, found.names)
     footers = parquet_footers(files)
     check_schemas(files, footers, columns=columns, nulls_fit=nulls_fit)
+    shown = shown and conf_of(spark, VECTORIZED, "true") == "true"
+    if by_spark and check_packed(files, footers, columns=columns, shown=shown):
+        with contextlib.suppress(Exception):  # its class differs between classic and Connect
+            spark.conf.set(VECTORIZED, "false")
     times = conf_of(spark, "spark.sql.timeType.enabled") == "true"
     if check_readable(files, footers, columns=columns, times=times):
         with contextlib.suppress(Exception):  # its class differs between classic and Connect
@@ -177,6 +186,7 @@ def read_input(
     schema: StructType | None = None,
     parts: Parts | None = None,
     check_lines: bool = True,
+    arrays: bool = True,
 ) -> tuple[DataFrame, int | None]:
     """Read documents as they are, without making ids.
 
@@ -191,6 +201,7 @@ def read_input(
         schema: schema of files, when it is known.
         parts: as ``read_dataset`` takes it.
         check_lines: look for malformed JSON lines, in a pass of its own; False leaves them as rows of nulls.
+        arrays: whether a line may be an array of objects, where lines are checked.
 
     Returns:
         The documents, and how many, where that was learnt.
@@ -221,7 +232,7 @@ def read_input(
             return df.select(*kept), None
     files = list_files(list(found.names), filetype=filetype, extensions=extensions)
     text = jsonl.as_text(spark, found, read_kwargs=read_kwargs, extensions=extensions)
-    splits, _, skipped = jsonl.check_files(df, to_count, text, files, on_bad_lines)
+    splits, _, skipped = jsonl.check_files(df, to_count, text, files, on_bad_lines, arrays=arrays)
     require_columns(names, columns or [], where=str(found))
     if skipped:
         df = df.where(jsonl.bad_text().isNull())

@@ -181,13 +181,15 @@ def inspect(job: TextDuplicatesRemovalWorkflow, spark: SparkSession) -> RemovalI
             f"output {job.output_path} exists: choose another one, or output_mode 'overwrite' "
             "(a command: --overwrite) or 'ignore'"
         )
+    shown = job.output_filetype in ("view", "delta-clone")
     found = inspect_input(
         spark,
         job.input_path,
         filetype=job.input_filetype,
         extensions=job.input_file_extensions,
         columns=columns_of(job),
-        nulls_fit=job.output_filetype not in ("view", "delta-clone"),  # which show the files as they are
+        nulls_fit=not shown,
+        shown=shown,
     )
     listed = inspect_input(spark, job.ids_to_remove_path, filetype="parquet")
     _check_registry(job, spark)

@@ -385,6 +385,36 @@ def test_skipped_lines_keep_their_places(spark, tmp_path, caplog):
         )
 
 
+@pytest.mark.parametrize(
+    ("text", "is_torn"),
+    [
+        (r"a\ud83d", True),
+        (r"a\uDE00b", True),
+        (r"\ude00\ud83d", True),
+        (r"\ud83d\\\ude00", True),
+        (r"\ud83d\ud83d\ude00", True),
+        (r"\ud83d\ude00 \uD83D\uDE00", False),
+        (r"\\ud83d", False),
+        (r"\u00e9", False),
+    ],
+)
+def test_halves_of_surrogate_pairs_are_told(spark, tmp_path, caplog, text, is_torn):
+    r"""Where Spark reads "?", so that ``\ud83d`` and ``\ud83e`` are equal."""
+    path = tmp_path / "docs" / "a.jsonl"
+    write_lines(path, [f'{{"place": 1, "text": "{text}"}}'])
+    with caplog.at_level(logging.WARNING):
+        df = read_documents(spark, tmp_path / "docs", filetype="jsonl", registry=IdGenerator())
+    assert ("halves of surrogate pairs" in caplog.text) == is_torn == ("?" in df.first()["text"])
+    assert not is_torn or f"{path}: 1, such as" in caplog.text
+
+
+def test_files_of_malformed_lines_alone_are_named(spark, tmp_path):
+    """Where no line can be read no column is known, so this comes before one is missed."""
+    write_lines(tmp_path / "docs" / "a.json", ["{", '"place": 1', "}"])
+    with pytest.raises(InputError, match=r"3 malformed line\(s\) in 1 file.*a\.json line 1: '\{'"):
+        read_documents(spark, tmp_path / "docs", filetype="jsonl", registry=IdGenerator(), columns=["place"])
+
+
 def test_only_blank_lines(spark, tmp_path):
     write_lines(tmp_path / "docs" / "a.jsonl", ["", " ", ""])
     df = read_documents(spark, tmp_path / "docs", filetype="jsonl", registry=IdGenerator())

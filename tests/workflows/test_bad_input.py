@@ -377,3 +377,20 @@ def test_old_timestamps_of_spark_are_not_taken_for_nanoseconds(spark, tmp_path):
         output_path=tmp_path / "out", input_path=tmp_path / "in", perform_removal=True
     ).run(spark)
     assert found["num_documents_written"] == 2
+
+
+@pytest.mark.parametrize("assign", [True, False])
+@pytest.mark.parametrize(
+    "line", ['[{"id": 1, "text": "a"}, {"id": 2, "text": "b"}]', '[{"id": 1, "text": "a"}]']
+)
+def test_arrays_are_refused_before_ids_are_written(spark, tmp_path, assign, line):
+    """A file that is one JSON array, as pandas and DuckDB write; lines of arrays cannot be written as they were."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.json").write_text(line)
+    job = {} if assign else {"assign_id": False, "id_field": "id"}
+    job |= {"input_path": tmp_path / "in", "input_filetype": "jsonl", "output_path": tmp_path / "out"}
+    with pytest.raises(InputError, match=r"line\(s\) are arrays of objects, in .*a\.json: 1, such as '\[\{"):
+        ExactDeduplicationWorkflow(**job, perform_removal=True).run(spark)
+    assert not os.path.exists(tmp_path / "out" / "ExactDuplicateIds")
+    found = ExactDeduplicationWorkflow(**job).run(spark)
+    assert (found["num_documents"], found["num_duplicates"]) == (line.count("id"), 0)

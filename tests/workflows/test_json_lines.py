@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from spark_dedup import CURATOR_DEDUP_ID_STR as ID
-from spark_dedup import TextDuplicatesRemovalWorkflow, read_documents
+from spark_dedup import TextDuplicatesRemovalWorkflow, identify_exact, read_documents
 from spark_dedup.errors import InputError
 from spark_dedup.removal import passes
 
@@ -128,3 +128,24 @@ def test_lines_that_are_arrays_are_refused(spark, json_lines, line):
     lines_job(json_lines, input_fields=["id"]).run(spark)
     got = [json.loads(row)["id"] for row in lines_of(json_lines / "out")]
     assert sorted(x for x in got if x is not None) == [0, 2, 3, *([9, 10] if "10" in line else [])]
+
+
+def test_documents_of_over_twenty_million_characters(spark, json_lines):
+    """By default Spark takes such lines for rows of nulls: all of them would be copies of the empty text."""
+    long = "é" + "x" * 20_000_000
+    for path in (json_lines / "in" / "a.jsonl", json_lines / "in" / "deep" / "b.jsonl.gz"):
+        path.unlink()
+    rows = [{"id": 2, "t": f"{long}y"}, {"id": 7, "t": long}, {"id": 9, "t": ""}]
+    (json_lines / "in" / "c.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    registry = str(json_lines / "registry")
+    read = read_documents(spark, json_lines / "in", filetype="jsonl", registry=registry)
+    found = identify_exact(read, text_field="t", id_field=ID)
+    assert [(row[0], row[1]) for row in read.selectExpr("id", "length(t)").collect()] == [
+        (2, 20_000_002),
+        (7, 20_000_001),
+        (9, 0),
+    ]
+    assert found.count() == 0
+    lines_job(json_lines).run(spark)
+    assert [json.loads(line) for line in lines_of(json_lines / "out")] == [rows[0], rows[2]]
+    assert not any("\\u00e9" in line for line in lines_of(json_lines / "out"))
