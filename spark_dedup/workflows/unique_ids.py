@@ -129,7 +129,7 @@ def _batches(files: Sequence[FileInfo], column: str) -> Iterator[pa.Array]:
         # Without a buffer Arrow would read a row group's whole column at once.
         with pq.ParquetFile(file.path, buffer_size=_BUFFER_BYTES) as opened:
             for batch in opened.iter_batches(_BATCH_ROWS, columns=[column], use_threads=False):
-                yield batch.column(0)
+                yield batch.column(column)  # asked for a.b, Arrow also gives the b of a struct a
 
 
 def _ranges(ids: DataFrame) -> DataFrame:

@@ -99,6 +99,13 @@ def test_few_ids_need_no_spark_job_and_many_do(spark, tmp_path, monkeypatch):
     assert check_unique_ids(spark, named, "id", files=list_files([folder])) == 1
 
 
+def test_a_name_with_a_dot_is_no_field_of_another_column(tmp_path):
+    table = pa.table({"s": [{"id": 1}, {"id": 1}], "s.id": ["a", "b"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    files = list_files([str(tmp_path)])
+    assert unique_ids._count_few(files, "s.id", "string") == 2
+
+
 def test_ids_that_a_folder_gives_are_sparks(spark, tmp_path):
     write(tmp_path / "id=5", [[1, 2]])
     df = spark.read.parquet(str(tmp_path))
