@@ -118,3 +118,11 @@ def test_a_frame_that_reads_no_file(spark):
     twice = spark.range(5).union(spark.range(4, 6))
     with pytest.raises(InputError, match="such as 4:"):
         check_unique_ids(spark, twice, "id")
+
+
+def test_rows_of_a_join_come_from_several_files(spark, tmp_path):
+    left = spark.read.parquet(write(tmp_path / "left", [[0, 1, 2], [7, 8]]))
+    right = spark.read.parquet(write(tmp_path / "right", [[8, 1, 0, 7, 2]]))
+    assert check_unique_ids(spark, left.join(right, "id"), "id") == 5
+    with pytest.raises(InputError, match="such as 0, 1, 2, 7, 8:"):
+        check_unique_ids(spark, left.crossJoin(right.select((right.id % 2).alias("odd"))), "id")
