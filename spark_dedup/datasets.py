@@ -139,10 +139,26 @@ def _detail(spark: SparkSession, source: Source) -> Row | None:
         return None
 
 
-def delta_version(spark: SparkSession, source: Source) -> str | None:
-    """Return ``delta:N``, the newest version of a Delta path or table; None for views and other tables."""
+def delta_version(
+    spark: SparkSession, source: Source, read_kwargs: Mapping[str, Any] | None = None
+) -> str | None:
+    """Return ``delta:N``, the version of a Delta path or table that is read; None for views and other tables.
+
+    It is the newest, unless options of the reader (``versionAsOf``, ``timestampAsOf``) ask for an older one.
+    """
+    from pyspark.sql import functions as F
+
+    asked = {name.lower(): value for name, value in given_options(read_kwargs).items()}
+    limit = "" if {"versionasof", "timestampasof"} & asked.keys() else " LIMIT 1"
     try:
-        newest = spark.sql(f"DESCRIBE HISTORY {relation_of(source)} LIMIT 1").first()
+        history = spark.sql(f"DESCRIBE HISTORY {relation_of(source)}{limit}")
+        if "versionasof" in asked:
+            history = history.where(F.col("version") == F.lit(int(asked["versionasof"])))
+        if "timestampasof" in asked:
+            history = history.where(
+                F.col("timestamp") <= F.lit(str(asked["timestampasof"])).cast("timestamp")
+            )
+        newest = history.orderBy(F.desc("version")).first()
     except Exception:  # its class differs between classic and Connect
         return None
     return f"delta:{newest['version']}" if newest else None
@@ -186,7 +202,7 @@ def read_dataset(
     found = find_source(spark, source, filetype=filetype)
     reader = spark.read.options(**given_options(read_kwargs))
     if found.kind == "table":
-        df = _table(spark, found.names[0])
+        df = _table(reader, found.names[0])
     elif found.kind == "delta":
         df = reader.format("delta").load(spark_location(found.names[0]))
     else:
@@ -197,9 +213,9 @@ def read_dataset(
     return df
 
 
-def _table(spark: SparkSession, name: str) -> DataFrame:
+def _table(reader: DataFrameReader, name: str) -> DataFrame:
     try:
-        df = spark.table(name)
+        df = reader.table(name)
         df.columns  # noqa: B018 - a Connect session looks for the table only now
     except Exception as error:
         raise InputError(f"cannot read the table or view {name}: {first_line(error)}") from error

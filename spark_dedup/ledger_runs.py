@@ -71,12 +71,17 @@ def describe_input(source: str | os.PathLike[str] | Sequence[str | os.PathLike[s
 
 
 def input_version(
-    spark: SparkSession, source: Any, *, filetype: str = "parquet", extensions: Sequence[str] | None = None
+    spark: SparkSession,
+    source: Any,
+    *,
+    filetype: str = "parquet",
+    extensions: Sequence[str] | None = None,
+    read_kwargs: Mapping[str, Any] | None = None,
 ) -> str | None:
     """Return the version of a dataset: ``delta:N``, ``files:COUNT:HASH``, or None for other tables."""
     found = find_source(spark, source, filetype=filetype)
     if found.kind != "files":
-        return delta_version(spark, found)
+        return delta_version(spark, found, read_kwargs)
     files = list_files(list(found.names), filetype=filetype, extensions=extensions)
     digest = hashlib.sha256()
     for file in files:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from spark_dedup.errors import InputError
 from spark_dedup.limits import SafetyStopError, check_group_sizes, check_removed
-from spark_dedup.tables import col, require_columns
+from spark_dedup.tables import col, id_text, require_columns
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, Row
@@ -119,7 +119,7 @@ def drop_all_copies(rows: DataFrame, *, protected: Sequence[str] = ()) -> DataFr
     stays = (
         F.coalesce(F.col("kept_source").isin(list(protected)), F.lit(False)) if protected else F.lit(False)
     )
-    named = F.concat_ws(":", "group_id", F.col("kept_id").cast("string"))
+    named = F.concat_ws(":", "group_id", id_text(rows, "kept_id"))
     group = F.when(stays | (F.col("method") == "exact"), F.col("group_id")).otherwise(named)
     first = rows.withColumn("__stays", stays).withColumn("group_id", group)
     # The record that matched the survivor best stands as what the survivor matched.

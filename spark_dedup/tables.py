@@ -13,7 +13,7 @@ from spark_dedup.settings import conf_of
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
-__all__ = ["ID", "LEDGER_COLUMNS", "col", "hidden_metadata", "quote", "require_columns"]
+__all__ = ["ID", "LEDGER_COLUMNS", "col", "hidden_metadata", "id_text", "quote", "require_columns"]
 
 ID = "_curator_dedup_id"
 
@@ -29,6 +29,11 @@ def quote(name: str) -> str:
 def col(name: str) -> Column:
     """Return the top-level column called exactly ``name``, whatever characters it holds."""
     return F.col(quote(name))
+
+
+def id_text(df: DataFrame, name: str) -> Column:
+    """Return the ids in a column as text: bytes, which may be no UTF-8, as hexadecimal digits."""
+    return F.hex(col(name)) if dict(df.dtypes)[name] == "binary" else col(name).cast("string")
 
 
 def hidden_metadata(df: DataFrame) -> str:

@@ -278,6 +278,18 @@ def test_a_view_over_a_dropped_table(spark):
         spark.sql("DROP VIEW ds_over")
 
 
+def test_an_older_version_of_a_table(spark, tmp_path):
+    spark.range(3).write.format("delta").save(str(tmp_path / "t"))
+    spark.range(3, 7).write.format("delta").mode("append").save(str(tmp_path / "t"))
+    spark.sql(f"CREATE TABLE versions USING delta LOCATION '{tmp_path / 't'}'")
+    try:
+        for source in ("versions", tmp_path / "t"):
+            assert read_dataset(spark, source).count() == 7
+            assert read_dataset(spark, source, read_kwargs={"versionAsOf": 0}).count() == 3
+    finally:
+        spark.sql("DROP TABLE versions")
+
+
 def test_an_unknown_catalog_is_one_line(spark):
     with pytest.raises(InputError, match=r"cannot look for the table `nowhere`\.`a`\.`b`: ") as caught:
         find_source(spark, "nowhere.a.b")

@@ -3,7 +3,6 @@
 import hashlib
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -125,7 +124,7 @@ def test_survivor_by_columns_nulls_last(spark):
 
 
 def test_ansi_mode_makes_no_difference(spark):
-    df = spark.createDataFrame(pa.table({"id": [1, 2], "text": ["x", "x"]}))
+    df = spark.createDataFrame([(1, "x"), (2, "x")], "id bigint, text string")
     spark.conf.set("spark.sql.ansi.enabled", "false")
     try:
         assert identify_exact(df, id_field="id").count() == 1

@@ -145,6 +145,11 @@ def test_inputs_and_their_versions(spark, tmp_path):
     spark.range(1).write.mode("append").parquet(str(tmp_path / "p"))
     assert input_version(spark, tmp_path / "p") != first
     assert input_version(spark, tmp_path / "d") == "delta:0"
+    at = spark.sql(f"DESCRIBE HISTORY delta.`{tmp_path / 'd'}`").selectExpr("string(timestamp)").first()[0]
+    spark.range(1).write.mode("append").format("delta").save(str(tmp_path / "d"))
+    assert input_version(spark, tmp_path / "d") == "delta:1"
+    for option in ({"versionAsOf": "0"}, {"timestampAsOf": at}):
+        assert input_version(spark, tmp_path / "d", read_kwargs=option) == "delta:0"
     (tmp_path / "t").mkdir()
     (tmp_path / "t" / "0.txt").write_text("{}")
     assert input_version(spark, tmp_path / "t", filetype="jsonl", extensions=["txt"]).startswith("files:1:")

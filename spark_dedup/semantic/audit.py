@@ -22,7 +22,7 @@ from spark_dedup.semantic.identify import SCORE_TOLERANCE, check_eps
 from spark_dedup.semantic.matching import unit_rows
 from spark_dedup.semantic.ranking import check_seed
 from spark_dedup.semantic.recall import Audit, AuditRow, MissedPair, ratio_interval
-from spark_dedup.tables import col, require_columns
+from spark_dedup.tables import col, id_text, require_columns
 from spark_dedup.workers import in_worker
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class _Sample:
 
     x: Matrix
     ids: tuple[str, ...]
+    keys: tuple[int, ...]
     probes: NDArray[np.int64]
     centroids: NDArray[np.float32] | None
     eps: tuple[float, ...]
@@ -86,7 +87,9 @@ def audit_recall(
         raise InputError("n_probe > 1 needs the centroids: pass centroids=model.centroids")
     require_columns(assigned, [id_field, embedding_field, "centroid"], where="the assigned records")
     rows = assigned.select(
-        col(id_field).cast("string").alias("id"),
+        id_text(assigned, id_field).alias("id"),
+        # The hour that summer time repeats has its texts twice.
+        F.xxhash64(col(id_field)).alias("key"),
         array_column(assigned, embedding_field).alias("e"),
         col("centroid").cast("int").alias("c"),
     )
@@ -96,6 +99,7 @@ def audit_recall(
     sample = _Sample(
         x,
         tuple(drawn.column("id").to_pylist()),
+        tuple(drawn.column("key").to_pylist()),
         _probes(x, drawn.column("c").to_numpy(), means, n_probe),
         means,
         thresholds,
@@ -115,7 +119,9 @@ def _draw(rows: DataFrame, count: int, seed: int) -> pa.RecordBatch:
     """Draw records by a seeded hash of the id: the same ones for any partitioning."""
     order = F.xxhash64(F.lit(seed), F.col("id"))
     # A task packs them, as Spark 3 hands no Arrow to the driver.
-    packed = rows.orderBy(order, "id").limit(count).mapInArrow(in_worker(_pack), "rows binary").collect()
+    packed = (
+        rows.orderBy(order, "id", "key").limit(count).mapInArrow(in_worker(_pack), "rows binary").collect()
+    )
     if not packed:
         raise InputError("there are no records to audit")
     table = pa.concat_tables(pa.ipc.open_stream(row.rows).read_all() for row in packed)
@@ -172,7 +178,7 @@ class _Tally:
         self._counts = np.zeros(shape, dtype=np.int64)
         self._sizes: list[dict[int, int]] = [{} for _ in range(self._width)]
         self._missed: list[tuple[float, int, int, str]] = []
-        self._place = {name: i for i, name in enumerate(sample.ids)}
+        self._place = {own: i for i, own in enumerate(zip(sample.ids, sample.keys, strict=True))}
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Count one block."""
@@ -185,7 +191,8 @@ class _Tally:
                 sizes[int(cluster)] = sizes.get(int(cluster), 0) + int(n)
         limits = [1 - e - SCORE_TOLERANCE for e in sample.eps]
         row, at, score = pairs_above(x, sample.x, min(limits))
-        own = np.array([self._place.get(name, -1) for name in ids.to_pylist()])
+        named = zip(ids.to_pylist(), batch.column("key").to_pylist(), strict=True)
+        own = np.array([self._place.get(name, -1) for name in named])
         other = own[row] != at
         row, at, score = row[other], at[other], score[other]
         # The first number of probed clusters that brings the two together; width + 1 for none.

@@ -10,7 +10,7 @@ from pyspark.sql import functions as F
 
 from spark_dedup.errors import InputError
 from spark_dedup.session import require_checkpoints
-from spark_dedup.tables import col, require_columns
+from spark_dedup.tables import col, id_text, require_columns
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
@@ -108,7 +108,7 @@ def identify_semantic(
         "id",
         "matched_id",
         "kept_id",
-        F.coalesce("group_id", F.col("kept_id").cast("string")).alias("group_id"),
+        F.coalesce("group_id", id_text(rows, "kept_id")).alias("group_id"),
         F.lit("semantic").alias("method"),
         "score",
     )

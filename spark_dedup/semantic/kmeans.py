@@ -37,7 +37,7 @@ from spark_dedup.semantic.progress import progress
 from spark_dedup.semantic.ranking import check_seed
 from spark_dedup.semantic.resident import staged
 from spark_dedup.session import barrier_slots
-from spark_dedup.tables import col, require_columns
+from spark_dedup.tables import col, id_text, require_columns
 from spark_dedup.workers import BatchFunction, in_worker
 
 if TYPE_CHECKING:
@@ -148,9 +148,9 @@ def fit_kmeans(
         oversampling_factor, max_samples_per_batch, max_points_per_centroid, invalid_embeddings == "drop",
         fit_device(df.sparkSession, device),
     )  # fmt: skip
-    name = col(id_field) if id_field else F.lit(None)
-    key = F.xxhash64(name) if id_field else F.xxhash64(column)
-    rows = df.select(key.alias("key"), name.cast("string").alias("id"), column.alias("e"))
+    name = id_text(df, id_field) if id_field else F.lit(None).cast("string")
+    key = F.xxhash64(col(id_field)) if id_field else F.xxhash64(column)
+    rows = df.select(key.alias("key"), name.alias("id"), column.alias("e"))
     sample = None
     if fit_data_fraction is not None:
         # Another seed than the key's own, and than the starts': a sample of a sample must stay fair.

@@ -167,7 +167,9 @@ class KMeansStage:
         self, spark: SparkSession, folder: str, found: JobInput, owned: Sequence[str]
     ) -> AbstractContextManager[Steps]:
         mode = "overwrite" if self.clear_output else "error"
-        version = table_version(spark, self.input_path, filetype=self.input_filetype)
+        version = table_version(
+            spark, self.input_path, filetype=self.input_filetype, read_kwargs=self.read_kwargs
+        )
         digest = fingerprint({**self._identity(), "version": version}, found.files)
         return steps_of(folder, digest, owned=owned, mode=mode)
 

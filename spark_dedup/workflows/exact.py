@@ -275,7 +275,9 @@ class ExactDeduplicationWorkflow:
             "keep": keep_order(self.keep),
             "input": str(self.input_path),
             "registry": registry_of(self),
-            "version": table_version(spark, input_of(self), filetype=self.input_filetype),
+            "version": table_version(
+                spark, input_of(self), filetype=self.input_filetype, read_kwargs=self.read_kwargs
+            ),
         }
 
     def _check_unchanged(self, found: Documents, *, or_more: bool = False) -> None:

@@ -168,6 +168,7 @@ def record(
         device=job.device,
         registry=registry_of(job),
         extensions=job.input_file_extensions,
+        read_kwargs=job.read_kwargs,
     )
 
 

@@ -292,10 +292,12 @@ def session_with(
     return session
 
 
-def table_version(spark: SparkSession, source: Named, *, filetype: str) -> str | None:
+def table_version(
+    spark: SparkSession, source: Named, *, filetype: str, read_kwargs: Mapping[str, Any] | None = None
+) -> str | None:
     """Return what changes when a Delta path or table does; None for files, which tell by themselves."""
     found = find_source(spark, source, filetype=filetype)
     if found.kind == "files":
         return None
     # A view, or a table that is not Delta, is never taken for unchanged.
-    return delta_version(spark, found) or uuid.uuid4().hex
+    return delta_version(spark, found, read_kwargs) or uuid.uuid4().hex

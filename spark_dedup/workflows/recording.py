@@ -36,6 +36,7 @@ def record_run(
     device: str,
     registry: str | None = None,
     extensions: Sequence[str] | None = None,
+    read_kwargs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write a run and its rows; return ``ledger`` and ``run_id`` for the job's result.
 
@@ -54,11 +55,13 @@ def record_run(
         device: as the job was given it.
         registry: the id registry that gave the ids.
         extensions: endings of the input's files, when they are not the filetype's own.
+        read_kwargs: options of the input's reader, which may ask for an older version.
     """
+    version = input_version(spark, source, filetype=filetype, extensions=extensions, read_kwargs=read_kwargs)
     run = Run(
         method=method,
         input=describe_input(source),
-        input_version=input_version(spark, source, filetype=filetype, extensions=extensions),
+        input_version=version,
         id_field=id_field,
         num_documents=metadata["num_documents"],
         num_groups=metadata["num_groups"],

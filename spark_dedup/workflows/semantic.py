@@ -313,6 +313,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             source=self.input_path,
             filetype=self.input_filetype,
             extensions=self.input_file_extensions,
+            read_kwargs=self.read_kwargs,
             id_field=self.id_field,
             metadata={**metadata, "num_groups": num_groups},
             began=began,

@@ -129,7 +129,7 @@ def _batches(files: Sequence[FileInfo], column: str) -> Iterator[pa.Array]:
         # Without a buffer Arrow would read a row group's whole column at once.
         with pq.ParquetFile(file.path, buffer_size=_BUFFER_BYTES) as opened:
             for batch in opened.iter_batches(_BATCH_ROWS, columns=[column], use_threads=False):
-                yield batch.column(0)
+                yield batch.column(column)  # asked for a.b, Arrow also gives the b of a struct a
 
 
 def _ranges(ids: DataFrame) -> DataFrame:
@@ -141,16 +141,20 @@ def _ranges(ids: DataFrame) -> DataFrame:
     from pyspark.sql import functions as F
 
     number = F.col("id").cast("bigint")
+    of_file = [F.input_file_name().alias("file"), F.input_file_block_start().alias("start")]
+    try:
+        ids.select(*of_file).columns  # noqa: B018 - a Connect session looks only now
+    except Exception:  # of a join, where rows have no one file; its class differs between classic and Connect
+        of_file = []
     small = number.between(-(1 << 61), 1 << 61)  # beyond, the difference might not fit
     pieces = (
         ids.select(
             number.alias("id"),
             F.when(small, number - F.monotonically_increasing_id()).alias("first"),
             F.spark_partition_id().alias("task"),
-            F.input_file_name().alias("file"),
-            F.input_file_block_start().alias("start"),
+            *of_file,
         )
-        .groupBy("task", "file", "start")
+        .groupBy("task", *(["file", "start"] if of_file else []))
         .agg(
             F.count(F.lit(1)).alias("rows"),
             F.count("id").alias("present"),

@@ -9,6 +9,7 @@ import tarfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from spark_4 import TO_ARROW
 
 from spark_dedup import ImageDuplicatesRemovalStage
 from spark_dedup.errors import InputError
@@ -35,6 +36,7 @@ def list_ids(folder, ids, name="id", kind=None):
     return str(folder)
 
 
+@TO_ARROW
 def test_rows_keep_columns_and_order(spark, emoji, tmp_path, shared_data):
     images, surplus = emoji
     stage = ImageDuplicatesRemovalStage(

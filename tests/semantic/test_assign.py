@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from spark_4 import ARROW_FRAMES
 
 from spark_dedup.errors import InputError, named_errors
 from spark_dedup.kernels.arrays import normalise
@@ -34,6 +35,7 @@ def test_the_published_points(spark):
     assert [rows[k].note for k in "abc"] == ["x", None, "z"]
 
 
+@ARROW_FRAMES
 def test_against_numpy_with_odd_names_and_nested_metadata(spark):
     rng = np.random.default_rng(0)
     x, centroids = rng.standard_normal((500, 10)).astype(np.float32), rng.standard_normal((8, 10)) * 0.3
@@ -97,9 +99,8 @@ def test_empty_input(spark):
 def test_layout_writes_few_files_and_cuts_giants(spark, tmp_path):
     sizes = np.array([3000, 10, 40, 0, 700, 5])
     centroid = np.repeat(np.arange(6, dtype=np.int32), sizes)
-    df = spark.createDataFrame(pa.table({"id": np.arange(len(centroid)), "centroid": centroid})).repartition(
-        7
-    )
+    table = pa.table({"id": np.arange(len(centroid)), "centroid": centroid})
+    df = spark.createDataFrame(table.to_pandas()).repartition(7)
     laid = cluster_layout(df, cluster_sizes=sizes, rows_per_file=500)
     laid.write.partitionBy("centroid").parquet(str(tmp_path / "out"))
     files = {p.name: len(list(p.glob("*.parquet"))) for p in Path(tmp_path / "out").glob("centroid=*")}

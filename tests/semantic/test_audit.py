@@ -4,6 +4,7 @@ import pytest
 from spark_dedup.errors import InputError
 from spark_dedup.semantic.audit import audit_recall
 from spark_dedup.semantic.recall import ratio_interval
+from spark_dedup.settings import settings
 
 SCHEMA = "id string, embeddings array<float>, centroid int"
 
@@ -49,6 +50,33 @@ def test_a_sample_of_everything_gives_the_truth(assigned, data):
         assert row.cost == pytest.approx(cost / one)
     assert [r.n_probe for r in audit.rows] == [1, 2, 3] * 2
     assert audit.rows[0].recall < audit.rows[1].recall <= audit.rows[2].recall
+
+
+@pytest.mark.parametrize(
+    ("ids", "first"),
+    [
+        ("binary", "FF00"),
+        # 2026-10-25 has the hour from 2 to 3 o'clock twice in Berlin.
+        ("timestamp", "2026-10-25 02:00:00"),
+    ],
+)
+def test_ids_that_are_no_text_or_have_their_text_twice(spark, ids, first):
+    made = {
+        "binary": "unhex(concat('FF', lpad(hex(id), 2, '0')))",
+        "timestamp": "timestamp_seconds(unix_timestamp('2026-10-25 00:00:00') + id * 600)",
+    }
+    with settings(spark, {"spark.sql.session.timeZone": "UTC"}):
+        rows = spark.range(12).selectExpr(
+            f"{made[ids]} AS id",
+            "array(cast(1 AS float), cast(id % 3 AS float)) AS embeddings",
+            "cast(id / 6 AS int) AS centroid",
+        )
+        rows = rows.localCheckpoint()
+    with settings(spark, {"spark.sql.session.timeZone": "Europe/Berlin"}):
+        audit = audit_recall(rows, eps=0.001, sample_size=100, missed=50)
+    # Three groups of four equal vectors, two of each in either cluster.
+    assert (audit.rows[0].pairs, audit.rows[0].found) == (12 * 3, 12)
+    assert min(pair.id for pair in audit.missed) == first
 
 
 def test_missed_pairs_are_true_and_apart(assigned, data):

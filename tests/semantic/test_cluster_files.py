@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.ml.functions import array_to_vector
 from pyspark.sql import functions as F
+from spark_4 import ARROW_FRAMES
 
 from spark_dedup.errors import InputError
 from spark_dedup.semantic import cluster_files, cluster_reading
@@ -28,6 +29,7 @@ def laid_out(spark, embeddings, **others):
     return cluster_layout(spark.createDataFrame(table), cluster_sizes=np.bincount(CLUSTER))
 
 
+@ARROW_FRAMES
 @pytest.mark.parametrize("pack", [from_matrix, packed_matrix], ids=["lists", "packed"])
 def test_rows_lie_in_the_folder_of_their_cluster(spark, tmp_path, pack):
     folder = str(tmp_path / "a b=c%20é")
@@ -52,6 +54,7 @@ def test_a_task_left_running_does_not_bring_back_what_was_cleared(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@ARROW_FRAMES
 def test_types_of_sparks_own_come_back(spark, tmp_path):
     rows = laid_out(spark, packed_matrix(UNIT)).withColumns(
         {"took": F.expr("make_dt_interval(1, 2, 3, id)"), "vector": array_to_vector(F.expr("array(id, 0D)"))}
@@ -63,6 +66,7 @@ def test_types_of_sparks_own_come_back(spark, tmp_path):
     assert after.select(columns).orderBy("id").collect() == rows.select(columns).orderBy("id").collect()
 
 
+@ARROW_FRAMES
 def test_columns_of_all_types_come_back_to_spark_as_they_were(spark, tmp_path):
     moment = dt.datetime(2024, 2, 29, 12, 30, 1, 250, tzinfo=dt.UTC)
     others = {
@@ -88,6 +92,7 @@ def test_columns_of_all_types_come_back_to_spark_as_they_were(spark, tmp_path):
     assert sorted(map(str, after.collect())) == sorted(map(str, before.collect()))
 
 
+@ARROW_FRAMES
 def test_files_of_tasks_that_did_not_succeed_are_deleted(spark, tmp_path):
     left = tmp_path / "out" / "centroid=3"
     left.mkdir(parents=True)
@@ -98,6 +103,7 @@ def test_files_of_tasks_that_did_not_succeed_are_deleted(spark, tmp_path):
     assert not list(left.iterdir())
 
 
+@ARROW_FRAMES
 def test_no_rows_make_no_files(spark, tmp_path):
     none = laid_out(spark, packed_matrix(UNIT)).where("id < 0")
     assert write_clusters(none, str(tmp_path / "out"), embedding_field=NAME) == {}
@@ -140,8 +146,8 @@ def test_every_row_is_read_once_in_any_shares(spark, tmp_path, monkeypatch, shar
     got = np.array([np.frombuffer(row[NAME], "<f4") for row in rows])
     np.testing.assert_array_equal(got, UNIT)
     assert read.agg(F.sum("id")).first()[0] == 60 * 59 // 2
-    some = stored.vectors(slots=2, clusters={11, 14}).select("id").toArrow()["id"].to_pylist()
-    assert sorted(some) == np.flatnonzero(np.isin(CLUSTER, [11, 14])).tolist()
+    some = stored.vectors(slots=2, clusters={11, 14}).select("id").collect()
+    assert sorted(row.id for row in some) == np.flatnonzero(np.isin(CLUSTER, [11, 14])).tolist()
     assert stored.sizes() == dict.fromkeys(range(10, 15), 12)
 
 

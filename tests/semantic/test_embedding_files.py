@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pyspark.sql import functions as F
+from spark_4 import TO_ARROW
 
 from spark_dedup import KMeansStage, SemanticDeduplicationWorkflow
 from spark_dedup.datasets import read_dataset
@@ -63,6 +64,7 @@ def stored(spark, tmp_path_factory, request):
     return df, files
 
 
+@TO_ARROW
 def test_keys_are_sparks_hashes(stored):
     df, _ = stored
     rows = df.select("id", F.xxhash64("id").alias("key")).toArrow()

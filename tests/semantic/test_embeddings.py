@@ -150,8 +150,8 @@ def test_other_types_are_converted(spark, kind):
 
         rows = [[Decimal(v) for v in row] for row in rows]
     df = frame(spark, rows, kind)
-    table = df.select(array_column(df, "embeddings").alias("e")).toArrow()
-    np.testing.assert_allclose(unit_matrix(table["e"], 3)[0], UNIT, rtol=1e-6)
+    found = df.select(array_column(df, "embeddings").alias("e")).collect()
+    np.testing.assert_allclose(unit_matrix(pa.array([row.e for row in found]), 3)[0], UNIT, rtol=1e-6)
     assert embedding_width(df, "embeddings") == 3
 
 

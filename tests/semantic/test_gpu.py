@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from sklearn.datasets import make_blobs
+from spark_4 import needs_spark_4
 
 from spark_dedup.errors import InputError
 from spark_dedup.kernels import cuml
@@ -82,7 +83,8 @@ def unit():
 
 
 def frame(spark, x):
-    return spark.createDataFrame(pa.table({"id": np.arange(len(x)), "embeddings": from_matrix(x)}))
+    table = pa.table({"id": np.arange(len(x)), "embeddings": from_matrix(x)})
+    return spark.createDataFrame(table.to_pandas())  # Spark 3 takes no Arrow table
 
 
 def on_gpu(monkeypatch, tasks, calls):
@@ -193,6 +195,9 @@ def test_gpu_without_cuml(spark, monkeypatch):
         gpu.fit_device(spark, "gpu")
 
 
+SHARES = needs_spark_4("a stage of as many tasks as there are GPUs (mapInArrow with a resource profile)")
+
+
 class Cluster:
     """A session of executors with GPUs, as far as it is asked about them."""
 
@@ -204,12 +209,12 @@ class Cluster:
     ("share", "each", "executors", "slots", "expected"),
     [
         ("1", "1", 4, 4, 4),
-        ("0.25", "1", 4, 16, 4),
-        ("0.5", "2", 1, 3, 2),  # three cores, two GPUs
-        ("0.1", "1", 4, 32, 4),  # eight cores: a GPU could serve ten tasks
-        ("0.0625", "1", 10, 80, 10),
-        ("0.25", "4", 1, 2, 2),  # two cores cannot feed four GPUs
-        ("0.25", "1", 2, 0, 0),  # dynamic allocation: no barrier stage
+        pytest.param("0.25", "1", 4, 16, 4, marks=SHARES),
+        pytest.param("0.5", "2", 1, 3, 2, marks=SHARES),  # three cores, two GPUs
+        pytest.param("0.1", "1", 4, 32, 4, marks=SHARES),  # eight cores: a GPU could serve ten tasks
+        pytest.param("0.0625", "1", 10, 80, 10, marks=SHARES),
+        pytest.param("0.25", "4", 1, 2, 2, marks=SHARES),  # two cores cannot feed four GPUs
+        pytest.param("0.25", "1", 2, 0, 0, marks=SHARES),  # dynamic allocation: no barrier stage
     ],
 )
 def test_tasks_are_one_per_gpu_of_the_cluster(monkeypatch, share, each, executors, slots, expected):

@@ -83,6 +83,12 @@ def test_ledger_columns_and_group(spark):
     assert identify_semantic(named, eps=0.05, id_field="doc id").columns == list(LEDGER_COLUMNS)
 
 
+def test_a_group_of_ids_that_are_bytes_is_named_by_their_digits(spark):
+    pairs = spark.sql("SELECT X'FF00' AS id, X'FE01' AS max_id, 1F AS cosine_sim_score")
+    (row,) = identify_semantic(pairs, eps=0.05).collect()
+    assert (bytes(row.kept_id), row.group_id) == (b"\xfe\x01", "FE01")
+
+
 def test_a_group_across_clusters_is_named_by_its_survivor(spark):
     pairs = spark.createDataFrame([(0, 0, 0.0), (1, 0, 1.0), (2, 1, 0.99), (3, 3, 0.0)], SCHEMA)
     clusters = spark.createDataFrame([(0, 7), (1, 8), (2, 9), (3, 9)], "id long, centroid int")

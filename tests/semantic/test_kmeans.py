@@ -21,7 +21,8 @@ def blobs():
 
 
 def frame(spark, x, **columns):
-    return spark.createDataFrame(pa.table({"id": np.arange(len(x)), "embeddings": from_matrix(x), **columns}))
+    table = pa.table({"id": np.arange(len(x)), "embeddings": from_matrix(x), **columns})
+    return spark.createDataFrame(table.to_pandas())  # Spark 3 takes no Arrow table
 
 
 @pytest.fixture(scope="module")
@@ -194,9 +195,12 @@ def test_unusable_embeddings_are_named_or_left_out(spark, blobs):
     table = pa.table(
         {"id": [f"r{i}" for i in range(24)], "embeddings": pa.array(rows, pa.list_(pa.float32()))}
     )
-    df = spark.createDataFrame(table)
+    df = spark.createDataFrame(table.to_pandas())
     with pytest.raises(InputError, match=r"4 of 24 embeddings.*ids r20, r21, r22, r23"):
         fit_kmeans(df, n_clusters=2, id_field="id")
+    raw = df.selectExpr("unhex(concat('FF', hex(id))) AS id", "embeddings")  # no UTF-8
+    with pytest.raises(InputError, match=r"ids FF723230, FF723231, FF723232, FF723233"):
+        fit_kmeans(raw, n_clusters=2, id_field="id")
     found = fit_kmeans(df, n_clusters=2, id_field="id", invalid_embeddings="drop")
     assert found.invalid == 4
     assert found.cluster_sizes.sum() == 20

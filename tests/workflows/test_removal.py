@@ -11,6 +11,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import functions as F
+from spark_4 import TO_ARROW
 
 from spark_dedup import CURATOR_DEDUP_ID_STR as ID
 from spark_dedup import IdGenerator, TextDuplicatesRemovalWorkflow, read_documents
@@ -224,6 +225,7 @@ def test_compressed_jsonl_keeps_microseconds(spark, tmp_path, codec):
     assert row["plain"] == "2026-01-02T03:04:05.000007"
 
 
+@TO_ARROW
 @pytest.mark.parametrize("kind", ["files", "delta"])
 def test_a_view_over_ids_that_a_registry_gave(spark, given, tmp_path, kind):
     docs, name = given / "in", f"shown_by_registry_{kind}"
@@ -251,6 +253,7 @@ def test_a_view_over_ids_that_a_registry_gave(spark, given, tmp_path, kind):
         spark.sql(f"DROP VIEW IF EXISTS {name}")
 
 
+@TO_ARROW
 def test_delta_view_and_clone(spark, given, tmp_path):
     result = job(given, tmp_path / "delta", output_filetype="delta").run(spark)
     assert result["num_documents_written"] == 34
@@ -534,6 +537,7 @@ print(done["num_documents_written"], removed["num_documents_written"])
     assert out.splitlines()[-1] == "40 34"
 
 
+@TO_ARROW
 @pytest.mark.parametrize("source", ["view", "files"])
 def test_a_list_far_too_long_to_broadcast_shuffles_documents(
     spark, given, tmp_path, monkeypatch, caplog, source

@@ -99,6 +99,13 @@ def test_few_ids_need_no_spark_job_and_many_do(spark, tmp_path, monkeypatch):
     assert check_unique_ids(spark, named, "id", files=list_files([folder])) == 1
 
 
+def test_a_name_with_a_dot_is_no_field_of_another_column(tmp_path):
+    table = pa.table({"s": [{"id": 1}, {"id": 1}], "s.id": ["a", "b"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    files = list_files([str(tmp_path)])
+    assert unique_ids._count_few(files, "s.id", "string") == 2
+
+
 def test_ids_that_a_folder_gives_are_sparks(spark, tmp_path):
     write(tmp_path / "id=5", [[1, 2]])
     df = spark.read.parquet(str(tmp_path))
@@ -111,3 +118,11 @@ def test_a_frame_that_reads_no_file(spark):
     twice = spark.range(5).union(spark.range(4, 6))
     with pytest.raises(InputError, match="such as 4:"):
         check_unique_ids(spark, twice, "id")
+
+
+def test_rows_of_a_join_come_from_several_files(spark, tmp_path):
+    left = spark.read.parquet(write(tmp_path / "left", [[0, 1, 2], [7, 8]]))
+    right = spark.read.parquet(write(tmp_path / "right", [[8, 1, 0, 7, 2]]))
+    assert check_unique_ids(spark, left.join(right, "id"), "id") == 5
+    with pytest.raises(InputError, match="such as 0, 1, 2, 7, 8:"):
+        check_unique_ids(spark, left.crossJoin(right.select((right.id % 2).alias("odd"))), "id")
