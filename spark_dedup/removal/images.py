@@ -146,7 +146,7 @@ class ImageDuplicatesRemovalStage:
         """Write WebDataset shards anew without the samples listed, every kept member byte for byte.
 
         A sample's id is its key: the path in the tar up to the first dot of the file name. All its members go with
-        it. Each shard is streamed by one task, so its size does not matter.
+        it; a link to one of these becomes a file. Each shard is streamed by one task, so its size does not matter.
 
         Args:
             spark: any session.

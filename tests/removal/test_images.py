@@ -241,6 +241,40 @@ def test_a_shard_that_loses_its_last_samples_is_still_a_tar(tmp_path, joined):
         assert tar.getnames() == (["a.png", "a.json"] if joined else [])
 
 
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_links_to_what_is_removed_become_files(tmp_path, form):
+    """As ``tar`` packs files that are hard links to each other: the first has the content."""
+    names = {"a.png": None, f"{'deep/' * 30}b.png": "./a.png", "c.png": "b.png", "d.png": "e.png"}
+    source = io.BytesIO()
+    with tarfile.open(fileobj=source, mode="w", format=form, pax_headers={"comment": "global"}) as tar:
+        for number, (name, link) in enumerate([("e.png", None), *names.items(), ("f.png", "a.png")]):
+            info = tarfile.TarInfo(name)
+            info.mtime, info.mode = 1234567890 + number, 0o600
+            if link is None:
+                info.size = 700
+            else:
+                info.type, info.linkname = tarfile.LNKTYPE, link
+            tar.addfile(info, io.BytesIO(name[:1].encode() * 700))
+        info = tarfile.TarInfo("sub/g.png")
+        info.type, info.linkname = tarfile.SYMTYPE, "../a.png"
+        tar.addfile(info)
+    with open(tmp_path / "kept.tar", "wb") as target:
+        copy_without(source, target, {"a", "f"})
+    with tarfile.open(tmp_path / "kept.tar") as tar:
+        kept = {
+            i.name: (i.type, i.mtime, i.mode, tar.extractfile(i).read()) for i in tar if i.name != "c.png"
+        }
+        assert tar.getnames() == ["e.png", f"{'deep/' * 30}b.png", "c.png", "d.png", "sub/g.png"]
+        assert tar.getmember("c.png").linkname == "b.png"  # it led nowhere before
+    assert kept == {
+        "e.png": (tarfile.REGTYPE, 1234567890, 0o600, b"e" * 700),
+        f"{'deep/' * 30}b.png": (tarfile.REGTYPE, 1234567892, 0o600, b"a" * 700),
+        "d.png": (tarfile.LNKTYPE, 1234567894, 0o600, b"e" * 700),
+        "sub/g.png": (tarfile.REGTYPE, 0, 0o644, b"a" * 700),
+    }
+    assert os.path.getsize(tmp_path / "kept.tar") % 10240 == 0
+
+
 def test_pictures_named_by_cameras_and_screens_are_not_lost(spark, tmp_path):
     (tmp_path / "in").mkdir()
     for name in ("_DSC0001.JPG", "_DSC0002.JPG", "Screen 10:00.png"):
