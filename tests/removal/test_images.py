@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from spark_dedup import ImageDuplicatesRemovalStage
+from spark_dedup import ImageDuplicatesRemovalStage, remove_duplicates
 from spark_dedup.errors import InputError
 from spark_dedup.removal.shards import copy_without, members
 
@@ -103,6 +103,45 @@ def test_ids_of_other_types_match_only_when_cast(spark, tmp_path, caplog):
     kept = ImageDuplicatesRemovalStage(listed, cast_ids=True).process(images)
     assert [row[0] for row in kept.collect()] == [2, None]
     assert "compared as text" in caplog.text
+
+
+def test_a_list_without_values_or_type_is_named(spark, tmp_path):
+    """What pandas writes of an empty list."""
+    images = spark.createDataFrame([("a",)], "image_id string")
+    listed = list_ids(tmp_path / "ids", [], kind=pa.null())
+    says = "void is the type of a column without values: write it with the other's type"
+    with pytest.raises(
+        InputError, match=f"image ids are string, the listed ids void: these never match; {says}"
+    ):
+        ImageDuplicatesRemovalStage(listed).process(images)
+    with pytest.raises(InputError, match=f"'id' of the list of duplicate ids is void; {says}, or name the"):
+        remove_duplicates(images, spark.read.parquet(listed), id_field="image_id")
+
+
+@pytest.mark.parametrize("padded", ["images", "list"])
+def test_blanks_at_the_end_of_a_char_do_not_count(spark, tmp_path, padded):
+    spark.sql("CREATE TABLE char_ids (id CHAR(3), n INT) USING parquet")
+    try:
+        spark.sql("INSERT INTO char_ids VALUES ('a', 1), ('bb', 2), ('ccc', 3), (NULL, 4)")
+        if padded == "images":
+            stage = ImageDuplicatesRemovalStage(list_ids(tmp_path / "ids", ["bb", "ccc "]))
+            kept = stage.process(spark.table("char_ids"), "id")
+            assert ([r[0] for r in kept.orderBy("n").collect()], stage.num_removed) == (["a  ", None], 2)
+            return
+        images = spark.createDataFrame([("a", 1), ("b", 2), ("bb", 3), (None, 4)], "id string, n int")
+        stage = ImageDuplicatesRemovalStage("char_ids")
+        kept = stage.process(images, "id")
+        assert ([r[0] for r in kept.orderBy("n").collect()], stage.num_removed) == (["b", None], 2)
+        (tmp_path / "in").mkdir()
+        for name in ("a.png", "b.png"):
+            (tmp_path / "in" / name).write_bytes(b"1")
+        assert stage.filter_folder(spark, tmp_path / "in", tmp_path / "out") == 1
+        numbers = spark.createDataFrame([(7,), (8,)], "id int")
+        spark.sql("INSERT INTO char_ids VALUES ('7', 5)")
+        kept = ImageDuplicatesRemovalStage("char_ids", cast_ids=True).process(numbers, "id")
+        assert [r[0] for r in kept.collect()] == [8]
+    finally:
+        spark.sql("DROP TABLE char_ids")
 
 
 def test_folder_is_copied_byte_for_byte(spark, emoji, tmp_path):
@@ -352,7 +391,7 @@ def test_connect(run_connect, tmp_path):
     )
     shard(tmp_path / "s.tar", [(f"{n}", bytes([n])) for n in range(4)])
     out = run_connect(f"""
-from spark_dedup import ImageDuplicatesRemovalStage
+from spark_dedup import ImageDuplicatesRemovalStage, remove_duplicates
 stage = ImageDuplicatesRemovalStage({str(tmp_path / "ids")!r})
 kept = stage.process(spark.read.parquet({str(tmp_path / "im.parquet")!r}))
 print([r[0] for r in kept.collect()], stage.num_removed)
