@@ -5,6 +5,7 @@ import decimal
 import hashlib
 import json
 import os
+import shutil
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -475,6 +476,23 @@ def test_counts_that_do_not_balance_publish_nothing(spark, given, tmp_path, monk
         job(given, out, output_filetype=filetype.split()[0]).run(spark)
     assert os.listdir(tmp_path) == []
     assert not spark.catalog.tableExists("unbalanced")
+
+
+@pytest.mark.parametrize("left", ["committed", "files"])
+def test_the_folder_of_a_table_that_a_killed_run_left(spark, given, left):
+    """Killed between Delta's commit and the catalog's entry, or while it wrote."""
+    home = spark.conf.get("spark.sql.warehouse.dir").removeprefix("file:")
+    writer = spark.range(3).write.format("delta" if left == "committed" else "parquet")
+    writer.save(f"{home}/half_written")
+    try:
+        for mode in ("error", "ignore"):
+            with pytest.raises(InputError, match=r"no table `half_written`, but its folder .*: overwrite it"):
+                job(given, "half_written", output_filetype="delta", output_mode=mode).run(spark)
+        job(given, "half_written", output_filetype="delta", output_mode="overwrite").run(spark)
+        assert in_order(spark.table("half_written").toArrow()) == kept()
+    finally:
+        spark.sql("DROP TABLE IF EXISTS half_written")
+        shutil.rmtree(f"{home}/half_written", ignore_errors=True)
 
 
 @pytest.mark.parametrize("filetype", ["jsonl", "parquet"])
