@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from spark_dedup.datasets import relation_of, table_format
@@ -61,12 +62,13 @@ def clone_without(
         duplicate_id_field: id column of ``duplicates``.
 
     Raises:
-        InputError: for a source that cannot be cloned.
+        InputError: for a source that cannot be cloned, or not in this session.
     """
-    spark.sql(
-        f"CREATE TABLE {target} SHALLOW CLONE {relation_of(source)} "
-        "TBLPROPERTIES ('delta.enableDeletionVectors' = 'true', 'delta.appendOnly' = 'false')"
-    )
+    with _named_refusal(source):
+        spark.sql(
+            f"CREATE TABLE {target} SHALLOW CLONE {relation_of(source)} "
+            "TBLPROPERTIES ('delta.enableDeletionVectors' = 'true', 'delta.appendOnly' = 'false')"
+        )
     ids = (spark.table(target), id_field), (duplicates, duplicate_id_field)
     own, key, wanted = f"t.{quote(id_field)}", as_compared(*ids), dict(_MERGE_SETTINGS)
     if have_char(*ids):
@@ -76,12 +78,26 @@ def clone_without(
     listed = f"__spark_dedup_listed_{uuid.uuid4().hex}"
     duplicates.select(key(col(duplicate_id_field)).alias("id")).createOrReplaceTempView(listed)
     try:
-        with settings(spark, wanted, reason="delta-clone"):
+        with _named_refusal(source), settings(spark, wanted, reason="delta-clone"):
             spark.sql(
                 f"MERGE INTO {target} AS t USING {listed} AS d ON {own} = d.id WHEN MATCHED THEN DELETE"
             )
     finally:
         spark.catalog.dropTempView(listed)
+
+
+@contextlib.contextmanager
+def _named_refusal(source: Source) -> Iterator[None]:
+    """Name what Delta 4.1 does not get along with: tasks that it sends a session with observations."""
+    try:
+        yield
+    except Exception as error:  # its class differs between classic and Connect
+        if "Task not serializable" not in str(error):
+            raise
+        raise InputError(
+            f"Delta cannot clone {source} in a session where a DataFrame was observed (df.observe): run it in "
+            "another, such as spark.newSession(), or write parquet, jsonl or delta"
+        ) from error
 
 
 def drop_empty_files(folder: str) -> None:

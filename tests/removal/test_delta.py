@@ -3,9 +3,11 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyspark.sql import Observation
 from pyspark.sql import functions as F
 
 from spark_dedup.datasets import Source, find_source
+from spark_dedup.errors import InputError
 from spark_dedup.names import path_relation
 from spark_dedup.removal.delta import clone_without, drop_empty_files
 
@@ -30,6 +32,24 @@ def test_only_empty_files_that_no_commit_names_go(spark, tmp_path):
     drop_empty_files(str(target))
     assert {p.name for p in target.glob("*.parquet")} == named | {"part-0-rows.parquet"}
     assert spark.read.format("delta").load(str(target)).count() == 9
+
+
+def test_a_session_that_has_observed_is_named(spark, tmp_path):
+    other = spark.newSession()
+    other.range(3).observe(Observation(), F.count(F.lit(1)).alias("n")).collect()
+    other.sql("CREATE TABLE seen USING parquet AS SELECT id FROM range(3)")
+    try:
+        with pytest.raises(InputError, match=r"Delta cannot clone seen in a session where .* was observed"):
+            clone_without(
+                other,
+                Source("table", ("seen",)),
+                other.range(1),
+                f"delta.`{tmp_path}/clone`",
+                id_field="id",
+                duplicate_id_field="id",
+            )
+    finally:
+        other.sql("DROP TABLE seen")
 
 
 @pytest.mark.parametrize("source", ["delta", "parquet"])
