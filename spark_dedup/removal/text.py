@@ -31,7 +31,8 @@ def remove_duplicates(
 
     Args:
         df: documents.
-        duplicates: ids to remove; repeated and unknown ids do no harm, rows with a null id are kept.
+        duplicates: ids to remove; repeated and unknown ids do no harm, rows with a null id are kept, and of
+            documents that share a listed id all go.
         id_field: id column of ``df``. Where it or the list's is a CHAR, blanks at the end do not count, as in SQL.
         duplicate_id_field: id column of ``duplicates``.
         broadcast: False shuffles documents and list, which may then have any length; rows change their order.
