@@ -127,7 +127,7 @@ def write_table(
     try:
         writer.saveAsTable(name)
     except Exception as error:  # its class differs between classic and Connect
-        if "DELTA_CREATE_TABLE_WITH_NON_EMPTY_LOCATION" not in str(error):
+        if replace or "DELTA_CREATE_TABLE_WITH_NON_EMPTY_LOCATION" not in str(error):
             raise
         place = re.search(r"location \('(.+?)'\)", str(error))
         raise InputError(
