@@ -50,7 +50,8 @@ def identify_exact(
     UTF-8 bytes as they are; a null text counts as an empty one.
 
     Args:
-        df: documents; ``id_field`` must be unique and not null.
+        df: documents; ``id_field`` must be unique and not null, which jobs check and this does not: of rows that
+            share an id one may be listed and another survive, and removal takes both; a null id is never removed.
         text_field: string column.
         id_field: column of any orderable type.
         keep: order-by columns that choose the survivor, nulls last; ties, and the default, go to the smallest id.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -84,9 +85,9 @@ def list_files(
             those of pictures do that cameras and screens name ``_DSC0001.JPG`` or by the time.
 
     Raises:
-        MissingInputError: when a path does not exist or holds no such file.
-        InputError: when a Delta table lies below a path: its files hold deleted rows too; for JSON lines that are
-            packed in a way that is not read, unless ``extensions`` say what is.
+        MissingInputError: when a path does not exist or holds no such file, or a file is a link that leads nowhere.
+        InputError: when a Delta table lies below a path: its files hold deleted rows too; a linked folder holds the
+            link to it; for JSON lines that are packed in a way that is not read, unless ``extensions`` say what is.
     """
     endings = endings_of(filetype, extensions)
     fold = str.lower if ignore_case else str
@@ -163,14 +164,16 @@ def _walk_local(root: str, wanted: Callable[[str], bool], by_spark: bool) -> Ite
     while folders:
         with os.scandir(folders.pop()) as entries:
             for entry in entries:
-                if entry.name == "_delta_log" and entry.is_dir():
+                if entry.name == "_delta_log" and _is_folder(entry):
                     raise InputError(
                         f"{os.path.dirname(entry.path)} below {root} is a Delta table: read it on its own"
                     )
-                is_folder = entry.is_dir()
+                is_folder = _is_folder(entry)
                 if _hidden(entry.name, by_spark, is_folder=is_folder):
                     continue
                 if is_folder:
+                    if entry.is_symlink():
+                        _check_ends(entry.path, root)
                     folders.append(entry.path)
                 elif wanted(entry.name):
                     if by_spark and ":" in entry.name:
@@ -178,8 +181,37 @@ def _walk_local(root: str, wanted: Callable[[str], bool], by_spark: bool) -> Ite
                             f"{entry.path}: Hadoop cannot read a local file whose name holds ':' (folders' names "
                             "may): rename the file"
                         )
-                    stat = entry.stat()
+                    stat = _stat(entry)
                     yield FileInfo(entry.path, stat.st_size, stat.st_mtime_ns // 1_000_000)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False  # links in a circle lead nowhere, as do those to what is gone
+
+
+def _stat(entry: os.DirEntry[str]) -> os.stat_result:
+    try:
+        return entry.stat()
+    except OSError as error:
+        if not entry.is_symlink():
+            raise
+        raise MissingInputError(
+            f"{entry.path} is a link that leads nowhere ({error.strerror}): mend it or remove it"
+        ) from error
+
+
+def _check_ends(link: str, root: str) -> None:
+    """Check that a linked folder is none of those that the way from ``root`` to the link went through."""
+    target, above = os.path.realpath(link), link
+    while above != root:
+        above = os.path.dirname(above)
+        if os.path.commonpath([target, os.path.realpath(above)]) == target:
+            raise InputError(f"{link} is a link to {target}, which holds it, without end: remove the link")
 
 
 def _walk_remote(root: str, wanted: Callable[[str], bool], by_spark: bool) -> Iterator[FileInfo]:

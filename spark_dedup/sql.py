@@ -18,7 +18,7 @@ from spark_dedup.paths import on_databricks
 from spark_dedup.removal.delta import check_flat
 from spark_dedup.settings import conf_of
 from spark_dedup.sql_ids import id_ranges_query, numbered_query, registry_relation
-from spark_dedup.tables import ID, quote
+from spark_dedup.tables import ID, have_char, quote
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -146,9 +146,10 @@ def _view_queries(
         key = id_field or run["id_field"]
         removed = queries["duplicate_ids"]
         numbered = _with_ids(spark, shown, key, run["registry"], filetype)
-        queries["documents"] = (
-            f"SELECT d.* FROM {numbered} d LEFT ANTI JOIN ({removed}) r ON d.{quote(key)} = r.id"
-        )
+        is_same = f"d.{quote(key)} = r.id"
+        if key in shown.df.columns and have_char((shown.df, key)):
+            is_same = f"rtrim(d.{quote(key)}) = rtrim(r.id)"
+        queries["documents"] = f"SELECT d.* FROM {numbered} d LEFT ANTI JOIN ({removed}) r ON {is_same}"
     return queries
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from pyspark.sql import functions as F
@@ -13,7 +13,17 @@ from spark_dedup.settings import conf_of
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
-__all__ = ["ID", "LEDGER_COLUMNS", "col", "hidden_metadata", "id_text", "quote", "require_columns"]
+__all__ = [
+    "ID",
+    "LEDGER_COLUMNS",
+    "as_compared",
+    "col",
+    "have_char",
+    "hidden_metadata",
+    "id_text",
+    "quote",
+    "require_columns",
+]
 
 ID = "_curator_dedup_id"
 
@@ -34,6 +44,17 @@ def col(name: str) -> Column:
 def id_text(df: DataFrame, name: str) -> Column:
     """Return the ids in a column as text: bytes, which may be no UTF-8, as hexadecimal digits."""
     return F.hex(col(name)) if dict(df.dtypes)[name] == "binary" else col(name).cast("string")
+
+
+def have_char(*columns: tuple[DataFrame, str]) -> bool:
+    """Return whether one of some columns is a ``CHAR(n)``, which Spark fills up with blanks as it reads it."""
+    kinds = (df.schema[name].metadata.get("__CHAR_VARCHAR_TYPE_STRING", "") for df, name in columns)
+    return any(kind.startswith("char(") for kind in kinds)
+
+
+def as_compared(*ids: tuple[DataFrame, str]) -> Callable[[Column], Column]:
+    """Return what ids are compared by: where one of them is a CHAR, blanks at the end do not count, as in SQL."""
+    return F.rtrim if have_char(*ids) else lambda column: column
 
 
 def hidden_metadata(df: DataFrame) -> str:

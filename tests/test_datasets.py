@@ -13,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from spark_dedup import listing
 from spark_dedup.datasets import find_source, read_dataset
-from spark_dedup.errors import InputError
+from spark_dedup.errors import InputError, MissingInputError
 from spark_dedup.footers import parquet_footers
 from spark_dedup.listing import is_small, list_files
 from spark_dedup.names import is_table_name
@@ -262,6 +262,33 @@ def test_names_that_only_spark_does_not_read(tmp_path):
     assert [os.path.relpath(file.path, tmp_path) for file in found] == sorted(names)
     found = list_files(f"local://{tmp_path}", extensions=[".jpg"], by_spark=False)
     assert [file.path[-len(name) :] for file, name in zip(found, sorted(names), strict=True)] == sorted(names)
+
+
+@pytest.mark.parametrize("by_spark", [True, False])
+def test_links_without_an_end_are_named(tmp_path, by_spark):
+    write(tmp_path / "in" / "sub" / "a.parquet", a=[1])
+    (tmp_path / "in" / "notes").symlink_to(tmp_path / "in" / "notes")
+    (tmp_path / "in" / "b.txt").symlink_to(tmp_path / "nothing")
+    assert len(list_files(tmp_path / "in", by_spark=by_spark)) == 1
+    for name, to in (("b", "c"), ("c", "b"), ("d", "nothing")):
+        link = tmp_path / "in" / f"{name}.parquet"
+        link.symlink_to(tmp_path / "in" / f"{to}.parquet")
+        with pytest.raises(
+            MissingInputError, match=f"{link} is a link that leads nowhere .*: mend it or rem"
+        ):
+            list_files(tmp_path / "in", by_spark=by_spark)
+        link.unlink()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "back").symlink_to(tmp_path / "in")
+    for to, link in (("in", "up"), (".", "up"), ("in/sub", "up"), ("other", "up/back")):
+        (tmp_path / "in" / "sub" / "up").symlink_to(tmp_path / to)
+        with pytest.raises(InputError, match=f"{tmp_path}/in/sub/{link} is a link to .*: remove the link"):
+            list_files(tmp_path / "in", by_spark=by_spark)
+        (tmp_path / "in" / "sub" / "up").unlink()
+    write(tmp_path / "beside" / "a.parquet", a=[1])
+    (tmp_path / "in" / "sub" / "up").symlink_to(tmp_path / "beside")
+    found = [os.path.relpath(file.path, tmp_path) for file in list_files(tmp_path / "in", by_spark=by_spark)]
+    assert found == ["in/sub/a.parquet", "in/sub/up/a.parquet"]
 
 
 def test_a_view_over_a_dropped_table(spark):

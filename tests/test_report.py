@@ -43,7 +43,8 @@ def exact(spark, home):
 
 @pytest.fixture(scope="module")
 def semantic(spark, home):
-    pairs = [(i, 1, s) for i, s in enumerate([0.2, 0.6, 0.75, 0.85, 0.951, 0.97, 1.0])]
+    scores = [0.2, 0.6, 0.75, 0.85, 0.951, 0.97, 1.0, float("nan"), None]
+    pairs = [(i, 1, s) for i, s in enumerate(scores)]
     given = spark.createDataFrame(pairs, "id int, max_id int, cosine_sim_score float")
     return make_report(spark, ledger=home / "semantic", text_field="text", pairs=given)
 
@@ -90,6 +91,15 @@ class TestFigures:
         alone = make_report(spark, ledger=home / "semantic", text_field="text").figures
         assert max(eps for eps, _ in alone.sweep) == 0.03
         assert dict(alone.sweep)[0.03] == 3
+
+    def test_scores_that_are_no_numbers_are_not_drawn(self, spark, home, tmp_path):
+        near = [(i, m, k, "0", "semantic", float("nan"), s, t) for i, m, k, _, _, _, s, t in ROWS]
+        semantic = run(method="semantic", input=str(home / "docs"), parameters={"eps": 0.05})
+        write_run(spark, tmp_path, semantic, rows(spark, near))
+        report = make_report(spark, ledger=tmp_path, text_field="text")
+        assert {n for _, _, n in report.figures.scores} == {0}
+        assert {n for _, n in report.figures.sweep} == {0}
+        assert "Records by similarity" not in report.html
 
     def test_sources_are_bounded(self, spark, home, tmp_path):
         many = {f"s{i}": 1 for i in range(5000)}

@@ -2,6 +2,7 @@ import re
 
 import pytest
 from ledger_rows import REMOVED, ROWS, rows, run
+from pyspark.sql import functions as F
 
 from spark_dedup.errors import InputError
 from spark_dedup.exact import identify_exact
@@ -90,6 +91,21 @@ def test_documents_with_given_ids(spark, tmp_path, views):
     assert left == {("0", 3), ("1", 4)}
     ranges = spark.table("t5_id_ranges").collect()
     assert [(r["file"], r["first_id"], r["last_id"], r["num_rows"]) for r in ranges] == [(file, 3, 10, 8)]
+
+
+def test_documents_whose_ids_are_a_char(spark, tmp_path, views):
+    """The ledger is of embeddings, whose ids nobody padded."""
+    spark.sql("CREATE TABLE char_documents (id CHAR(3)) USING delta")
+    try:
+        spark.sql("INSERT INTO char_documents SELECT string(id) FROM range(1, 13)")
+        write_run(spark, tmp_path / "l", run(), rows(spark).withColumn("id", F.col("id").cast("string")))
+        views += create_views(
+            spark, ledger=tmp_path / "l", documents="char_documents", input="/data/docs", prefix="t6_"
+        )
+        left = [r["id"] for r in spark.table("t6_documents").collect()]
+        assert sorted(left) == ["1  ", "11 ", "12 ", "2  ", "3  ", "4  "]
+    finally:
+        spark.sql("DROP TABLE char_documents")
 
 
 class TestErrors:

@@ -119,7 +119,8 @@ def stale_error(stale: Sequence[str]) -> StaleBatchError:
     """Return the error that names batches which changed since they were registered."""
     return StaleBatchError(
         f"changed since their ids were registered: {named_few(stale)}; "
-        "restore the files, or register them under new names or in a new registry"
+        "restore the files (get_batch_range tells the ids of then), or register them under new names or in a new "
+        "registry"
     )
 
 
@@ -137,6 +138,9 @@ class BatchIds(ABC):
 
     def register_batch(self, files: Files, count: int) -> int:
         """Return the first id of a batch, giving it ``count`` ids when it is new.
+
+        NeMo Curator returns the first id of a known batch whatever the count, and so gives ids twice where files
+        grew; for the ids of then, ask ``get_batch_range``.
 
         Raises:
             StaleBatchError: the batch is known with another count.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
+import contextlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from spark_dedup.datasets import relation_of, table_format
@@ -14,7 +14,7 @@ from spark_dedup.ids.files import path_of
 from spark_dedup.partitions import are_partitioned
 from spark_dedup.paths import filesystem, spark_path
 from spark_dedup.settings import settings
-from spark_dedup.tables import col, quote
+from spark_dedup.tables import as_compared, col, have_char, quote
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -62,27 +62,42 @@ def clone_without(
         duplicate_id_field: id column of ``duplicates``.
 
     Raises:
-        InputError: for a source that cannot be cloned.
+        InputError: for a source that cannot be cloned, or not in this session.
     """
-    spark.sql(
-        f"CREATE TABLE {target} SHALLOW CLONE {relation_of(source)} "
-        "TBLPROPERTIES ('delta.enableDeletionVectors' = 'true', 'delta.appendOnly' = 'false')"
-    )
-    key, wanted = f"t.{quote(id_field)}", dict(_MERGE_SETTINGS)
-    kind = spark.table(target).schema[id_field].metadata.get("__CHAR_VARCHAR_TYPE_STRING", "")
-    if width := re.fullmatch(r"char\((\d+)\)", kind):
+    with _named_refusal(source):
+        spark.sql(
+            f"CREATE TABLE {target} SHALLOW CLONE {relation_of(source)} "
+            "TBLPROPERTIES ('delta.enableDeletionVectors' = 'true', 'delta.appendOnly' = 'false')"
+        )
+    ids = (spark.table(target), id_field), (duplicates, duplicate_id_field)
+    own, key, wanted = f"t.{quote(id_field)}", as_compared(*ids), dict(_MERGE_SETTINGS)
+    if have_char(*ids):
+        own = f"rtrim({own})"
         # MERGE fails at a key that Spark pads as it reads it.
         wanted["spark.sql.readSideCharPadding"] = "false"
-        key = f"rpad({key}, {width[1]}, ' ')"
     listed = f"__spark_dedup_listed_{uuid.uuid4().hex}"
-    duplicates.select(col(duplicate_id_field).alias("id")).createOrReplaceTempView(listed)
+    duplicates.select(key(col(duplicate_id_field)).alias("id")).createOrReplaceTempView(listed)
     try:
-        with settings(spark, wanted, reason="delta-clone"):
+        with _named_refusal(source), settings(spark, wanted, reason="delta-clone"):
             spark.sql(
-                f"MERGE INTO {target} AS t USING {listed} AS d ON {key} = d.id WHEN MATCHED THEN DELETE"
+                f"MERGE INTO {target} AS t USING {listed} AS d ON {own} = d.id WHEN MATCHED THEN DELETE"
             )
     finally:
         spark.catalog.dropTempView(listed)
+
+
+@contextlib.contextmanager
+def _named_refusal(source: Source) -> Iterator[None]:
+    """Name what Delta 4.1 does not get along with: tasks that it sends a session with observations."""
+    try:
+        yield
+    except Exception as error:  # its class differs between classic and Connect
+        if "Task not serializable" not in str(error):
+            raise
+        raise InputError(
+            f"Delta cannot clone {source} in a session where a DataFrame was observed (df.observe): run it in "
+            "another, such as spark.newSession(), or write parquet, jsonl or delta"
+        ) from error
 
 
 def drop_empty_files(folder: str) -> None:
@@ -113,7 +128,13 @@ def _is_named(fs: AbstractFileSystem, log: str, name: str) -> bool:
 
 
 def view_query(
-    documents: str, duplicates: Source, columns: list[str], *, id_field: str, duplicate_id_field: str
+    documents: str,
+    duplicates: Source,
+    columns: list[str],
+    *,
+    id_field: str,
+    duplicate_id_field: str,
+    is_char: bool = False,
 ) -> str:
     """Return the SQL of a view of the documents whose id is not listed; it follows both as they change.
 
@@ -123,11 +144,15 @@ def view_query(
         columns: the columns it shows.
         id_field: id column of the documents.
         duplicate_id_field: id column of the list.
+        is_char: whether one of the two is a CHAR, in which blanks at the end do not count.
     """
+    own, listed = f"d.{quote(id_field)}", f"r.{quote(duplicate_id_field)}"
+    if is_char:
+        own, listed = f"rtrim({own})", f"rtrim({listed})"
     shown = ", ".join(f"d.{quote(name)}" for name in columns)
     return (
         f"SELECT {shown} FROM {documents} AS d LEFT ANTI JOIN {relation_of(duplicates)} AS r "
-        f"ON d.{quote(id_field)} = r.{quote(duplicate_id_field)}"
+        f"ON {own} = {listed}"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +24,14 @@ from spark_dedup.removal.image_files import (
     rewrite_shard,
     roots_of,
 )
+from spark_dedup.removal.text import how_to_match
 from spark_dedup.schemas import check_schemas
 from spark_dedup.session import require_checkpoints
-from spark_dedup.tables import col, require_columns
+from spark_dedup.tables import as_compared, col, have_char, require_columns
 from spark_dedup.workers import in_worker
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import Column, DataFrame, SparkSession
 
 __all__ = ["IMAGE_ENDINGS", "ImageDuplicatesRemovalStage"]
 
@@ -69,7 +70,8 @@ class ImageDuplicatesRemovalStage:
 
         Args:
             images: rows with an id, of any source: parquet with image bytes, ``binaryFile``, a table.
-            image_id_field: their id column. Rows with a null id are kept.
+            image_id_field: their id column. Rows with a null id are kept. Where it or the listed ids are a CHAR,
+                blanks at the end do not count, as in SQL.
 
         Raises:
             FileNotFoundError: there are no parquet files of ids.
@@ -79,10 +81,10 @@ class ImageDuplicatesRemovalStage:
 
         require_columns(images, [image_id_field], where="the images")
         spark = images.sparkSession
-        listed, as_text = self._listed(spark, images.schema[image_id_field].dataType.simpleString())
+        kind, is_char = images.schema[image_id_field].dataType, have_char((images, image_id_field))
+        listed, key = self._listed(spark, kind.simpleString(), is_char=is_char)
         image_id = col(image_id_field)
-        own = image_id.cast("string") if as_text else image_id
-        is_listed = own == F.col(_LISTED)
+        is_listed = key(image_id) == F.col(_LISTED)
         self._gone = images.select(image_id).join(F.broadcast(listed), is_listed, "left_semi")
         self._removed = None
         return images.join(F.broadcast(listed), is_listed, "left_anti")
@@ -147,7 +149,7 @@ class ImageDuplicatesRemovalStage:
         """Write WebDataset shards anew without the samples listed, every kept member byte for byte.
 
         A sample's id is its key: the path in the tar up to the first dot of the file name. All its members go with
-        it. Each shard is streamed by one task, so its size does not matter.
+        it; a link to one of these becomes a file. Each shard is streamed by one task, so its size does not matter.
 
         Args:
             spark: any session.
@@ -196,19 +198,24 @@ class ImageDuplicatesRemovalStage:
         self._settle(removed, output)
         return total - removed
 
-    def _listed(self, spark: SparkSession, own: str) -> tuple[DataFrame, bool]:
-        """Return the ids to remove in a column of ours, and whether both sides are compared as text."""
+    def _listed(
+        self, spark: SparkSession, own: str, *, is_char: bool = False
+    ) -> tuple[DataFrame, Callable[[Column], Column]]:
+        """Return the ids to remove in a column of ours, and what image ids are compared to it by."""
+        from pyspark.sql import functions as F
+
         listed = self._read_list(spark)
         require_columns(listed, [self.duplicate_id_field], where="the list of duplicate ids")
         other = listed.schema[self.duplicate_id_field].dataType.simpleString()
         integers = ("tinyint", "smallint", "int", "bigint")
         ids = col(self.duplicate_id_field)
+        key = F.rtrim if is_char else as_compared((listed, self.duplicate_id_field))
         if own == other or (own in integers and other in integers):
-            return listed.select(ids.alias(_LISTED)), False
+            return listed.select(key(ids).alias(_LISTED)), key
         mixed = {own, other} - set(integers)
         if mixed != {"string"}:
             raise InputError(
-                f"image ids are {own}, the listed ids {other}: these never match; cast one of them"
+                f"image ids are {own}, the listed ids {other}: these never match; {how_to_match(own, other)}"
             )
         if not self.cast_ids:
             raise InputError(
@@ -216,7 +223,7 @@ class ImageDuplicatesRemovalStage:
                 "them as text"
             )
         logger.warning("%s: image ids are %s, the listed ids %s: compared as text", self.name, own, other)
-        return listed.select(ids.cast("string").alias(_LISTED)), True
+        return listed.select(key(ids.cast("string")).alias(_LISTED)), lambda own: key(own.cast("string"))
 
     def _read_list(self, spark: SparkSession) -> DataFrame:
         given = self.removal_parquets_dir

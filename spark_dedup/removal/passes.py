@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from spark_dedup.tables import col
+from spark_dedup.tables import as_compared, col
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -46,8 +46,9 @@ def locate(ids: DataFrame, listed: DataFrame, *, id_field: str, duplicate_id_fie
     from pyspark.sql import functions as F
 
     placed = ids.select(col(id_field).alias("id"), F.input_file_name().alias("file"))
-    wanted = listed.select(col(duplicate_id_field).alias("listed")).hint("merge")
-    found = placed.join(wanted, F.col("id") == F.col("listed"), "left_semi")
+    key = as_compared((ids, id_field), (listed, duplicate_id_field))
+    wanted = listed.select(key(col(duplicate_id_field)).alias("listed")).hint("merge")
+    found = placed.join(wanted, key(F.col("id")) == F.col("listed"), "left_semi")
     return found.repartitionByRange("file").sortWithinPartitions("file")
 
 

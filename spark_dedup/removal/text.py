@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from spark_dedup.errors import InputError
-from spark_dedup.tables import col, require_columns
+from spark_dedup.tables import as_compared, col, require_columns
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-__all__ = ["check_id_types", "count_documents", "count_listed", "remove_duplicates"]
+__all__ = ["check_id_types", "count_documents", "count_listed", "how_to_match", "remove_duplicates"]
 
 _INTEGERS = ("tinyint", "smallint", "int", "bigint")
 _LISTED = "__spark_dedup_listed"
@@ -31,8 +31,9 @@ def remove_duplicates(
 
     Args:
         df: documents.
-        duplicates: ids to remove; repeated and unknown ids do no harm, rows with a null id are kept.
-        id_field: id column of ``df``.
+        duplicates: ids to remove; repeated and unknown ids do no harm, rows with a null id are kept, and of
+            documents that share a listed id all go.
+        id_field: id column of ``df``. Where it or the list's is a CHAR, blanks at the end do not count, as in SQL.
         duplicate_id_field: id column of ``duplicates``.
         broadcast: False shuffles documents and list, which may then have any length; rows change their order.
 
@@ -42,8 +43,9 @@ def remove_duplicates(
     from pyspark.sql import functions as F
 
     check_id_types(df, duplicates, id_field=id_field, duplicate_id_field=duplicate_id_field)
-    listed = duplicates.select(col(duplicate_id_field).alias(_LISTED)).hint(_hint(not broadcast))
-    return df.join(listed, col(id_field) == F.col(_LISTED), "left_anti")
+    key = as_compared((df, id_field), (duplicates, duplicate_id_field))
+    listed = duplicates.select(key(col(duplicate_id_field)).alias(_LISTED)).hint(_hint(not broadcast))
+    return df.join(listed, key(col(id_field)) == F.col(_LISTED), "left_anti")
 
 
 def count_listed(
@@ -55,8 +57,9 @@ def count_listed(
     """
     from pyspark.sql import functions as F
 
-    listed = duplicates.select(col(duplicate_id_field).alias(_LISTED)).hint(_hint(is_long))
-    found = df.select(col(id_field)).join(listed, col(id_field) == F.col(_LISTED), "left_semi")
+    key = as_compared((df, id_field), (duplicates, duplicate_id_field))
+    listed = duplicates.select(key(col(duplicate_id_field)).alias(_LISTED)).hint(_hint(is_long))
+    found = df.select(col(id_field)).join(listed, key(col(id_field)) == F.col(_LISTED), "left_semi")
     return int(found.count())
 
 
@@ -66,8 +69,9 @@ def count_documents(
     """Count all rows, and those whose id is listed, in one scan of the id column; as ``count_listed``."""
     from pyspark.sql import functions as F
 
-    listed = duplicates.select(col(duplicate_id_field).alias(_LISTED)).distinct().hint(_hint(is_long))
-    marked = df.select(col(id_field)).join(listed, col(id_field) == F.col(_LISTED), "left")
+    key = as_compared((df, id_field), (duplicates, duplicate_id_field))
+    listed = duplicates.select(key(col(duplicate_id_field)).alias(_LISTED)).distinct().hint(_hint(is_long))
+    marked = df.select(col(id_field)).join(listed, key(col(id_field)) == F.col(_LISTED), "left")
     row = marked.agg(F.count(F.lit(1)), F.count(_LISTED)).first()
     return (int(row[0]), int(row[1])) if row else (0, 0)
 
@@ -89,5 +93,12 @@ def check_id_types(df: DataFrame, duplicates: DataFrame, *, id_field: str, dupli
     if own != listed and not (own in _INTEGERS and listed in _INTEGERS):
         raise InputError(
             f"id types do not match: {id_field!r} of the documents is {own}, {duplicate_id_field!r} of the list of "
-            f"duplicate ids is {listed}; cast one of them, or name the right column"
+            f"duplicate ids is {listed}; {how_to_match(own, listed)}, or name the right column"
         )
+
+
+def how_to_match(own: str, listed: str) -> str:
+    """Return how to mend ids whose types do not match, for a message."""
+    if "void" in (own, listed):
+        return "void is the type of a column without values: write it with the other's type"
+    return "cast one of them"

@@ -27,7 +27,7 @@ from spark_dedup.ids.files import FileRange, path_of
 from spark_dedup.listing import FileInfo
 from spark_dedup.partitions import are_partitioned, partition_values
 from spark_dedup.paths import filesystem, make_folder
-from spark_dedup.tables import col, hidden_metadata
+from spark_dedup.tables import as_compared, col, hidden_metadata
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -79,8 +79,10 @@ def hidden_by_id(
         F.col(f"{hidden}.file_path").alias(_FILE),
         F.col(f"{hidden}.row_index").alias(_PLACE),
     )
-    wanted = listed.select(col(duplicate_id_field).alias("__spark_dedup_listed"))
-    found = placed.join(wanted, F.col("__spark_dedup_id") == F.col("__spark_dedup_listed"), "left_semi")
+    key = as_compared((docs, id_field), (listed, duplicate_id_field))
+    wanted = listed.select(key(col(duplicate_id_field)).alias("__spark_dedup_listed"))
+    is_listed = key(F.col("__spark_dedup_id")) == F.col("__spark_dedup_listed")
+    found = placed.join(wanted, is_listed, "left_semi")
     for uri, rows in groupby(_bitmaps(found, _FILE), key=itemgetter(0)):
         yield uri, np.concatenate([_places(bucket, bitmap) for _, bucket, bitmap in rows])
 

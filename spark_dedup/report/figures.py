@@ -176,10 +176,11 @@ def _scores(
     from pyspark.sql import functions as F
 
     low, reach = 0.0, list(EPS_GRID)
-    if pairs is not None:
-        scores = pairs.select(F.col("cosine_sim_score").cast("double").alias("score"))
-    else:
-        scores = rows.select(F.col("score").cast("double").alias("score"))
+    given = F.col("score") if pairs is None else F.col("cosine_sim_score")
+    scores = (rows if pairs is None else pairs).select(given.cast("double").alias("score"))
+    # To Spark NaN is greater than any number; it removes nothing.
+    scores = scores.where(F.col("score").isNotNull() & ~F.isnan("score"))
+    if pairs is None:
         lowest = scores.agg(F.min("score")).first()
         low = min(float((lowest and lowest[0]) or 0.0), 0.999)
         reach = [eps for eps in EPS_GRID if 1 - eps >= low - 1e-6]

@@ -68,7 +68,7 @@ def audit_recall(
     Args:
         assigned: records with id, unit embeddings and ``centroid``.
         eps: threshold or thresholds: a pair of similarity ``1 - eps`` or above is a true pair.
-        id_field: id column.
+        id_field: id column; unique, which is not checked: where records share an id, pairs are counted wrongly.
         embedding_field: embedding column.
         n_probe: largest number of probed clusters to report.
         centroids: (n_clusters, dim) raw centroids, needed for ``n_probe > 1``.

@@ -71,7 +71,8 @@ def identify_semantic(
         pairs: ``id``, ``max_id`` and ``cosine_sim_score`` as
             :func:`~spark_dedup.semantic.pairwise.pairwise_similarity` gives them.
         eps: similarities of ``1 - eps`` and above are duplicates; ``0 <= eps < 1``.
-        id_field: name of the id column in ``pairs`` and ``clusters``.
+        id_field: name of the id column in ``pairs`` and ``clusters``; unique, which jobs check and this does not: a
+            repeated id is listed if one of its records is to be removed, and removal takes them all.
         clusters: all ids with their ``centroid``, for ``group_id``; not needed where ``pairs`` has that column.
 
     Returns:

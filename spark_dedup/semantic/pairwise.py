@@ -60,7 +60,8 @@ def pairwise_similarity(
 
     Args:
         assigned: records with the id, unit embeddings, ``centroid`` and the columns that the ranking needs.
-        id_field: id column, unique, of any type.
+        id_field: id column, of any type; unique and not null, which jobs check and this does not: a record that
+            matches another of its own id reads as one without a match.
         embedding_field: embedding column.
         which_to_keep: ``"hard"``, ``"easy"`` or ``"random"``, see :func:`~spark_dedup.semantic.ranking.order_keys`.
         distance_metric: ``"cosine"`` or ``"l2"``, for ``"hard"`` and ``"easy"``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -114,11 +115,26 @@ def write_table(
         expected: rows read, rows removed.
         replace: replace a table of that name.
         output_kwargs: options for Spark's writer.
+
+    Raises:
+        InputError: the folder of a table that is not there holds something, and ``replace`` is not asked.
+        RuntimeError: counts that do not balance.
     """
     there = spark.catalog.tableExists(name)
     before = spark.sql(f"DESCRIBE HISTORY {name} LIMIT 1").first() if there else None
     options = {**_mapping(df), "overwriteSchema": "true", **(output_kwargs or {})}
-    df.write.format("delta").options(**options).mode("overwrite" if replace else "error").saveAsTable(name)
+    writer = df.write.format("delta").options(**options).mode("overwrite" if replace else "error")
+    try:
+        writer.saveAsTable(name)
+    except Exception as error:  # its class differs between classic and Connect
+        if replace or "DELTA_CREATE_TABLE_WITH_NON_EMPTY_LOCATION" not in str(error):
+            raise
+        place = re.search(r"location \('(.+?)'\)", str(error))
+        raise InputError(
+            f"the catalog has no table {name}, but its folder {place[1] if place else ''} is not empty, as a "
+            "killed run leaves it: overwrite it (output_mode 'overwrite', a command: --overwrite) if nobody needs "
+            "it, or name another table"
+        ) from error
     try:
         check_balance(*expected, int(spark.table(name).count()))
     except RuntimeError:

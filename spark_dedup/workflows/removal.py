@@ -42,7 +42,8 @@ class TextDuplicatesRemovalWorkflow:
         output_path: folder; a table name for ``delta`` and ``view``.
         input_filetype: ``parquet``, ``jsonl`` or ``delta``.
         input_fields: columns to read; all when None.
-        id_field: id column. ``_curator_dedup_id`` is made from the registry when one is named.
+        id_field: id column. ``_curator_dedup_id`` is made from the registry when one is named. Where it or
+            the list's is a CHAR, blanks at the end do not count, as in SQL.
         input_files_per_partition: how the documents' files were grouped when Curator gave the ids.
         input_blocksize: likewise by size; it also bounds the piece of input for one task.
         input_file_extensions: endings of files to take instead of the filetype's own.

@@ -22,7 +22,7 @@ from spark_dedup.removal.lines import one_object, unescaped, with_field
 from spark_dedup.removal.text import count_documents, count_listed, remove_duplicates
 from spark_dedup.removal.vectors import clone_files, hidden_by_id, hidden_by_range
 from spark_dedup.sql_ids import numbered_query
-from spark_dedup.tables import col
+from spark_dedup.tables import col, have_char
 from spark_dedup.workflows.remaining import (
     check_balance,
     count_written,
@@ -78,7 +78,10 @@ def _create_view(
         relation = _relation(job, spark, found)
         docs = documents_of(job, spark, found)
         counts = _count(job, found, docs, listed, _is_long(int(listed.count())))
-        query = view_query(relation, found.listed, _output_columns(job, docs), **fields_of(job))
+        is_char = have_char((docs, job.id_field), (listed, job.duplicate_id_field))
+        query = view_query(
+            relation, found.listed, _output_columns(job, docs), **fields_of(job), is_char=is_char
+        )
         write_view(spark, query, table_name(job), expected=counts, replace=_replaces(job))
     return counts
 

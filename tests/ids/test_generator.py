@@ -46,7 +46,9 @@ def test_known_batch_keeps_its_ids_and_nothing_advances():
 def test_changed_count_is_an_error_and_registers_nothing():
     ids = IdGenerator()
     ids.register_batch("a", 3)
-    with pytest.raises(StaleBatchError, match=r"a \(3 rows then, 4 now\)"):
+    with pytest.raises(
+        StaleBatchError, match=r"a \(3 rows then, 4 now\); restore the files \(get_batch_range tells"
+    ):
         ids.register_batches([("b", 1), ("a", 4)])
     assert ids.next_id == 3
     assert len(ids.batch_registry) == 1

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from spark_4 import TO_ARROW
 
-from spark_dedup import ImageDuplicatesRemovalStage
+from spark_dedup import ImageDuplicatesRemovalStage, remove_duplicates
 from spark_dedup.errors import InputError
 from spark_dedup.removal.shards import copy_without, members
 
@@ -105,6 +105,45 @@ def test_ids_of_other_types_match_only_when_cast(spark, tmp_path, caplog):
     kept = ImageDuplicatesRemovalStage(listed, cast_ids=True).process(images)
     assert [row[0] for row in kept.collect()] == [2, None]
     assert "compared as text" in caplog.text
+
+
+def test_a_list_without_values_or_type_is_named(spark, tmp_path):
+    """What pandas writes of an empty list."""
+    images = spark.createDataFrame([("a",)], "image_id string")
+    listed = list_ids(tmp_path / "ids", [], kind=pa.null())
+    says = "void is the type of a column without values: write it with the other's type"
+    with pytest.raises(
+        InputError, match=f"image ids are string, the listed ids void: these never match; {says}"
+    ):
+        ImageDuplicatesRemovalStage(listed).process(images)
+    with pytest.raises(InputError, match=f"'id' of the list of duplicate ids is void; {says}, or name the"):
+        remove_duplicates(images, spark.read.parquet(listed), id_field="image_id")
+
+
+@pytest.mark.parametrize("padded", ["images", "list"])
+def test_blanks_at_the_end_of_a_char_do_not_count(spark, tmp_path, padded):
+    spark.sql("CREATE TABLE char_ids (id CHAR(3), n INT) USING parquet")
+    try:
+        spark.sql("INSERT INTO char_ids VALUES ('a', 1), ('bb', 2), ('ccc', 3), (NULL, 4)")
+        if padded == "images":
+            stage = ImageDuplicatesRemovalStage(list_ids(tmp_path / "ids", ["bb", "ccc "]))
+            kept = stage.process(spark.table("char_ids"), "id")
+            assert ([r[0] for r in kept.orderBy("n").collect()], stage.num_removed) == (["a  ", None], 2)
+            return
+        images = spark.createDataFrame([("a", 1), ("b", 2), ("bb", 3), (None, 4)], "id string, n int")
+        stage = ImageDuplicatesRemovalStage("char_ids")
+        kept = stage.process(images, "id")
+        assert ([r[0] for r in kept.orderBy("n").collect()], stage.num_removed) == (["b", None], 2)
+        (tmp_path / "in").mkdir()
+        for name in ("a.png", "b.png"):
+            (tmp_path / "in" / name).write_bytes(b"1")
+        assert stage.filter_folder(spark, tmp_path / "in", tmp_path / "out") == 1
+        numbers = spark.createDataFrame([(7,), (8,)], "id int")
+        spark.sql("INSERT INTO char_ids VALUES ('7', 5)")
+        kept = ImageDuplicatesRemovalStage("char_ids", cast_ids=True).process(numbers, "id")
+        assert [r[0] for r in kept.collect()] == [8]
+    finally:
+        spark.sql("DROP TABLE char_ids")
 
 
 def test_folder_is_copied_byte_for_byte(spark, emoji, tmp_path):
@@ -243,6 +282,40 @@ def test_a_shard_that_loses_its_last_samples_is_still_a_tar(tmp_path, joined):
         assert tar.getnames() == (["a.png", "a.json"] if joined else [])
 
 
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_links_to_what_is_removed_become_files(tmp_path, form):
+    """As ``tar`` packs files that are hard links to each other: the first has the content."""
+    names = {"a.png": None, f"{'deep/' * 30}b.png": "./a.png", "c.png": "b.png", "d.png": "e.png"}
+    source = io.BytesIO()
+    with tarfile.open(fileobj=source, mode="w", format=form, pax_headers={"comment": "global"}) as tar:
+        for number, (name, link) in enumerate([("e.png", None), *names.items(), ("f.png", "a.png")]):
+            info = tarfile.TarInfo(name)
+            info.mtime, info.mode = 1234567890 + number, 0o600
+            if link is None:
+                info.size = 700
+            else:
+                info.type, info.linkname = tarfile.LNKTYPE, link
+            tar.addfile(info, io.BytesIO(name[:1].encode() * 700))
+        info = tarfile.TarInfo("sub/g.png")
+        info.type, info.linkname = tarfile.SYMTYPE, "../a.png"
+        tar.addfile(info)
+    with open(tmp_path / "kept.tar", "wb") as target:
+        copy_without(source, target, {"a", "f"})
+    with tarfile.open(tmp_path / "kept.tar") as tar:
+        kept = {
+            i.name: (i.type, i.mtime, i.mode, tar.extractfile(i).read()) for i in tar if i.name != "c.png"
+        }
+        assert tar.getnames() == ["e.png", f"{'deep/' * 30}b.png", "c.png", "d.png", "sub/g.png"]
+        assert tar.getmember("c.png").linkname == "b.png"  # it led nowhere before
+    assert kept == {
+        "e.png": (tarfile.REGTYPE, 1234567890, 0o600, b"e" * 700),
+        f"{'deep/' * 30}b.png": (tarfile.REGTYPE, 1234567892, 0o600, b"a" * 700),
+        "d.png": (tarfile.LNKTYPE, 1234567894, 0o600, b"e" * 700),
+        "sub/g.png": (tarfile.REGTYPE, 0, 0o644, b"a" * 700),
+    }
+    assert os.path.getsize(tmp_path / "kept.tar") % 10240 == 0
+
+
 def test_pictures_named_by_cameras_and_screens_are_not_lost(spark, tmp_path):
     (tmp_path / "in").mkdir()
     for name in ("_DSC0001.JPG", "_DSC0002.JPG", "Screen 10:00.png"):
@@ -320,7 +393,7 @@ def test_connect(run_connect, tmp_path):
     )
     shard(tmp_path / "s.tar", [(f"{n}", bytes([n])) for n in range(4)])
     out = run_connect(f"""
-from spark_dedup import ImageDuplicatesRemovalStage
+from spark_dedup import ImageDuplicatesRemovalStage, remove_duplicates
 stage = ImageDuplicatesRemovalStage({str(tmp_path / "ids")!r})
 kept = stage.process(spark.read.parquet({str(tmp_path / "im.parquet")!r}))
 print([r[0] for r in kept.collect()], stage.num_removed)

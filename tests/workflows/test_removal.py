@@ -5,6 +5,7 @@ import decimal
 import hashlib
 import json
 import os
+import shutil
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -383,6 +384,37 @@ def test_a_long_list_is_not_broadcast_for_delta(spark, given, tmp_path, monkeypa
     assert sorted(os.listdir(tmp_path)) == ["docs", *(["out"] if written == "folder" else [])]
 
 
+@pytest.mark.parametrize("source", ["delta table", "table", "files"])
+def test_a_list_without_the_blanks_of_a_char(spark, tmp_path, monkeypatch, source):
+    """Spark pads a CHAR as it reads it, also from files that it wrote of one."""
+    kind = "delta" if source == "delta table" else "parquet"
+    spark.sql(f"CREATE TABLE char_ids (id CHAR(4), n INT) USING {kind}")
+    os.mkdir(tmp_path / "ids")
+    pq.write_table(pa.table({"id": ["1", "1  ", "30", "31 ", "x"]}), tmp_path / "ids" / "a.parquet")
+    targets = {"parquet": "parquet", "view": "char_view", "delta": "char_kept", "delta-clone": "clone"}
+    try:
+        spark.sql("INSERT INTO char_ids SELECT /*+ REPARTITION(2) */ id, id FROM range(40)")
+        spark.table("char_ids").write.parquet(str(tmp_path / "docs"))
+        docs = tmp_path / "docs" if source == "files" else "char_ids"
+        for filetype, name in targets.items():
+            out = name if name.startswith("char_") else tmp_path / name
+            arguments = {"ids_to_remove_path": tmp_path / "ids", "output_filetype": filetype}
+            done = job(tmp_path, out, input_path=docs, **arguments).run(spark)
+            assert (done["num_documents"], done["num_duplicates_removed"]) == (40, 3)
+            form = "parquet" if filetype == "parquet" else "delta"
+            left = spark.table(name) if out == name else spark.read.format(form).load(str(out))
+            assert sorted(r["n"] for r in left.collect()) == [n for n in range(40) if n not in (1, 30, 31)]
+        monkeypatch.setattr(passes, "IDS_PER_PASS", 2)
+        done = job(tmp_path, tmp_path / "long", input_path=docs, ids_to_remove_path=tmp_path / "ids").run(
+            spark
+        )
+        assert (done["num_documents"], done["num_duplicates_removed"]) == (40, 3)
+    finally:
+        spark.sql("DROP VIEW IF EXISTS char_view")
+        for name in ("char_ids", "char_kept"):
+            spark.sql(f"DROP TABLE IF EXISTS {name}")
+
+
 def plan_of(df):
     return df._jdf.queryExecution().executedPlan().toString()
 
@@ -447,6 +479,23 @@ def test_counts_that_do_not_balance_publish_nothing(spark, given, tmp_path, monk
         job(given, out, output_filetype=filetype.split()[0]).run(spark)
     assert os.listdir(tmp_path) == []
     assert not spark.catalog.tableExists("unbalanced")
+
+
+@pytest.mark.parametrize("left", ["committed", "files"])
+def test_the_folder_of_a_table_that_a_killed_run_left(spark, given, left):
+    """Killed between Delta's commit and the catalog's entry, or while it wrote."""
+    home = spark.conf.get("spark.sql.warehouse.dir").removeprefix("file:")
+    writer = spark.range(3).write.format("delta" if left == "committed" else "parquet")
+    writer.save(f"{home}/half_written")
+    try:
+        for mode in ("error", "ignore"):
+            with pytest.raises(InputError, match=r"no table `half_written`, but its folder .*: overwrite it"):
+                job(given, "half_written", output_filetype="delta", output_mode=mode).run(spark)
+        job(given, "half_written", output_filetype="delta", output_mode="overwrite").run(spark)
+        assert in_order(spark.table("half_written").toArrow()) == kept()
+    finally:
+        spark.sql("DROP TABLE IF EXISTS half_written")
+        shutil.rmtree(f"{home}/half_written", ignore_errors=True)
 
 
 @pytest.mark.parametrize("filetype", ["jsonl", "parquet"])
