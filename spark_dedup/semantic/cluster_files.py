@@ -32,7 +32,7 @@ from spark_dedup.workers import in_worker
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-__all__ = ["parquet_codec", "read_centroids", "write_centroids", "write_clusters"]
+__all__ = ["parquet_codec", "read_centroids", "require_parquet", "write_centroids", "write_clusters"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,24 @@ def parquet_codec(spark: SparkSession, options: Mapping[str, Any] | None) -> str
     if codec is None:
         raise InputError(f"compression {name!r} is not one of {', '.join(sorted(_CODECS))}")
     return codec
+
+
+def require_parquet(df: DataFrame, names: Iterable[str]) -> None:
+    """Check that columns, whose types are Arrow's, can be written.
+
+    Raises:
+        InputError: naming the first that cannot, as a struct without fields.
+    """
+    from pyspark.sql.pandas.types import to_arrow_type
+
+    for name in names:
+        kind = df.schema[name].dataType
+        try:
+            pq.write_metadata(pa.schema([(name, to_arrow_type(kind))]), io.BytesIO())
+        except pa.ArrowException as error:
+            raise InputError(
+                f"column '{name}' has type {kind.simpleString()}, which parquet does not have: cast or drop it"
+            ) from error
 
 
 def write_clusters(

@@ -22,7 +22,12 @@ from spark_dedup.parts import Parts
 from spark_dedup.paths import Location, normalise_path
 from spark_dedup.progress import job_progress
 from spark_dedup.semantic.assign import assign_clusters, check_kept, cluster_layout, require_arrow
-from spark_dedup.semantic.cluster_files import parquet_codec, write_centroids, write_clusters
+from spark_dedup.semantic.cluster_files import (
+    parquet_codec,
+    require_parquet,
+    write_centroids,
+    write_clusters,
+)
 from spark_dedup.semantic.embedding_files import EmbeddingFiles, find_embedding_files, reader_settings
 from spark_dedup.semantic.embeddings import array_column, check_dim, check_invalid_option, embedding_width
 from spark_dedup.semantic.kmeans import check_init, check_parameters, fit_kmeans
@@ -250,6 +255,7 @@ class KMeansStage:
         self._require(df, columns, where=str(found.source))
         array_column(df, self.embedding_field)
         require_arrow(df, [self.id_field, *self._kept_fields()])
+        require_parquet(df, [self.id_field, *self._kept_fields()])
         with job_progress(spark, "checking that ids are unique"):
             rows = check_unique_ids(spark, df, self.id_field, files=self._plain_files(found))
         if not rows:

@@ -157,10 +157,14 @@ def test_a_table_that_grows_after_its_ids_were_checked(spark, tmp_path, monkeypa
     assert not out.exists()
 
 
-def test_a_column_that_no_task_can_take_is_named_before_any_work(spark, tmp_path):
+def test_a_column_that_no_task_can_take_is_named_before_any_work(spark, tmp_path, views):
     data = str(write(tmp_path / "in", near_copies()))
     age = F.expr("make_ym_interval(1, cast(id AS int))")
     spark.read.parquet(data).withColumn("age", age).write.parquet(str(tmp_path / "aged"))
+    spark.read.parquet(data).withColumn("tags", F.expr("array(struct())")).createOrReplaceTempView("tagged")
+    views.append("tagged")
+    with pytest.raises(InputError, match="column 'tags' has type array<struct<>>, which parquet does not"):
+        KMeansStage("tagged", tmp_path / "out", 4, metadata_fields=["tags"]).run(spark)
     stage = KMeansStage(tmp_path / "aged", tmp_path / "out", 4, metadata_fields=["age"])
     with pytest.raises(
         InputError, match="column 'age' has type interval year to month, which Arrow does not"
