@@ -239,9 +239,10 @@ def _check_lines(splits: Sequence[Split], paths: Mapping[str, str], on_bad_lines
     places = [_place(paths[url], first_in[url], splits) for url in sorted(first_in)[:5]]
     message = f"{total} malformed line(s) in {len(first_in)} file(s), the first at {'; '.join(places)}"
     if on_bad_lines != "skip":
-        raise InputError(
-            f'{message}. Mend them, or leave them out with on_bad_lines="skip", if the job has it'
-        )
+        mend = 'Mend them, or leave them out with on_bad_lines="skip", if the job has it'
+        if any(split.first_bad and split.first_bad[1].strip(" \t") in ("{", "[") for split in bad):
+            mend = "JSON that goes over several lines is not read: write every document on a line of its own"
+        raise InputError(f"{message}. {mend}")
     logger.warning("%s: skipped", message)
     return total
 
