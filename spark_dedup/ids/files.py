@@ -12,8 +12,8 @@ from spark_dedup.errors import InputError
 from spark_dedup.ids.batches import Batch, hash_files, named_few
 from spark_dedup.ids.counting import CountRows
 from spark_dedup.ids.generator import IdGenerator
-from spark_dedup.ids.registry import IdRegistry, raise_if_stale
-from spark_dedup.ids.rows import Entry
+from spark_dedup.ids.registry import IdRegistry
+from spark_dedup.ids.rows import Entry, raise_if_stale
 from spark_dedup.listing import FileInfo
 from spark_dedup.paths import filesystem, is_local, normalise_path
 from spark_dedup.tables import hidden_metadata

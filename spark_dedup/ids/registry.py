@@ -21,10 +21,9 @@ from spark_dedup.ids.batches import (
     as_count,
     hash_files,
     named_few,
-    stale_error,
 )
 from spark_dedup.ids.generator import read_state, write_state
-from spark_dedup.ids.rows import ORIGIN, Entry, origin_rows, state_rows
+from spark_dedup.ids.rows import ORIGIN, Entry, origin_rows, raise_if_stale, state_rows
 from spark_dedup.ids.turns import turn
 from spark_dedup.names import is_table_name, spelled
 from spark_dedup.paths import exists, is_local, normalise_path, spark_location
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import DataFrame, SparkSession
 
-__all__ = ["IdRegistry", "others_registered", "raise_if_stale"]
+__all__ = ["IdRegistry", "others_registered"]
 
 logger = logging.getLogger(__name__)
 
@@ -234,20 +233,6 @@ class IdRegistry(BatchIds):
         return f"IdRegistry({self.location!r})"
 
 
-def _changes(batch: Batch, entry: Entry) -> str | None:
-    """Say what changed of a batch since it was registered, as far as both tell; None when nothing did."""
-    told = [
-        f"{then} {what} then, {now} now"
-        for what, then, now in (
-            ("rows", entry.count, batch.count),
-            ("bytes", entry.size, batch.size),
-            ("ms modification time", entry.modified_ms, batch.modified_ms),
-        )
-        if then is not None and now is not None and then != now
-    ]
-    return f"{batch.name} ({'; '.join(told)})" if told else None
-
-
 def others_registered(spark: SparkSession, location: str, files: Iterable[str]) -> bool:
     """Return whether the registry in a folder knows other batches than these files; True where it cannot tell."""
     if not exists(f"{location}/_delta_log"):
@@ -258,17 +243,6 @@ def others_registered(spark: SparkSession, location: str, files: Iterable[str]) 
     except Exception as error:  # of the failing job's session, too
         logger.warning("the id registry %s stays, as it cannot be read now: %s", location, first_line(error))
         return True
-
-
-def raise_if_stale(pairs: Iterable[tuple[Batch, Entry]]) -> None:
-    """Check that batches are what the registry knows of them.
-
-    Raises:
-        StaleBatchError: naming those that are not, and how they differ.
-    """
-    stale = [change for batch, entry in pairs if (change := _changes(batch, entry))]
-    if stale:
-        raise stale_error(stale)
 
 
 def _open_log(

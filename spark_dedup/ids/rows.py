@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from spark_dedup.errors import InputError
-from spark_dedup.ids.batches import Batch
+from spark_dedup.ids.batches import Batch, stale_error
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -23,6 +23,7 @@ __all__ = [
     "as_frame",
     "check_layout",
     "origin_rows",
+    "raise_if_stale",
     "rows_of",
     "state_rows",
 ]
@@ -118,3 +119,28 @@ def as_frame(spark: SparkSession, rows: pa.Table) -> DataFrame:
     types = {pa.string(): "string", pa.int64(): "bigint", pa.list_(pa.string()): "array<string>"}
     ddl = ", ".join(f"{field.name} {types[field.type]}" for field in rows.schema)
     return spark.createDataFrame([tuple(row.values()) for row in rows.to_pylist()], ddl)
+
+
+def raise_if_stale(pairs: Iterable[tuple[Batch, Entry]]) -> None:
+    """Check that batches are what the registry knows of them.
+
+    Raises:
+        StaleBatchError: naming those that are not, and how they differ.
+    """
+    stale = [change for batch, entry in pairs if (change := _changes(batch, entry))]
+    if stale:
+        raise stale_error(stale)
+
+
+def _changes(batch: Batch, entry: Entry) -> str | None:
+    """Say what changed of a batch since it was registered, as far as both tell; None when nothing did."""
+    told = [
+        f"{then} {what} then, {now} now"
+        for what, then, now in (
+            ("rows", entry.count, batch.count),
+            ("bytes", entry.size, batch.size),
+            ("ms modification time", entry.modified_ms, batch.modified_ms),
+        )
+        if then is not None and now is not None and then != now
+    ]
+    return f"{batch.name} ({'; '.join(told)})" if told else None

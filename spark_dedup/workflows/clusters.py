@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -15,22 +14,16 @@ from numpy.typing import NDArray
 
 from spark_dedup.datasets import read_dataset
 from spark_dedup.errors import InputError
-from spark_dedup.ids.splits import on_gpu
 from spark_dedup.listing import FileInfo, Named
-from spark_dedup.outputs import check_output, exclusive, staged
+from spark_dedup.outputs import check_output, exclusive
 from spark_dedup.parts import Parts
 from spark_dedup.paths import Location, normalise_path
 from spark_dedup.progress import job_progress
-from spark_dedup.semantic.assign import assign_clusters, check_kept, cluster_layout, require_arrow
-from spark_dedup.semantic.cluster_files import (
-    parquet_codec,
-    require_parquet,
-    write_centroids,
-    write_clusters,
-)
+from spark_dedup.semantic.assign import check_kept, require_arrow
+from spark_dedup.semantic.cluster_files import parquet_codec, require_parquet
 from spark_dedup.semantic.embedding_files import EmbeddingFiles, find_embedding_files, reader_settings
 from spark_dedup.semantic.embeddings import array_column, check_dim, check_invalid_option, embedding_width
-from spark_dedup.semantic.kmeans import check_init, check_parameters, fit_kmeans
+from spark_dedup.semantic.kmeans import check_init, check_parameters
 from spark_dedup.semantic.ranking import check_seed
 from spark_dedup.session import active_or_build
 from spark_dedup.settings import parquet_as_it_is, settings
@@ -44,6 +37,7 @@ from spark_dedup.workflows.inputs import (
     table_version,
 )
 from spark_dedup.workflows.result import WorkflowResult
+from spark_dedup.workflows.semantic_clustering import cluster
 from spark_dedup.workflows.steps import Steps, fingerprint, steps_of
 from spark_dedup.workflows.unique_ids import check_unique_ids
 
@@ -51,8 +45,6 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 __all__ = ["KMEANS_FOLDER", "KMeansStage"]
-
-logger = logging.getLogger(__name__)
 
 KMEANS_FOLDER = "kmeans_results"
 
@@ -272,75 +264,14 @@ class KMeansStage:
         """Fit, assign and write; return counts, quality and time."""
         started = time.monotonic()
         codec = parquet_codec(spark, options)
+        kept = self._kept_fields()
         # Columns that nobody asked for need not travel.
         df = self._read(spark, found.parts).select(
-            *map(col, dict.fromkeys([self.id_field, self.embedding_field, *self._kept_fields()]))
+            *map(col, dict.fromkeys([self.id_field, self.embedding_field, *kept]))
         )
-        files = self._embedding_files(df, found)
-        model = fit_kmeans(
-            df,
-            n_clusters=self.n_clusters,
-            embedding_field=self.embedding_field,
-            id_field=self.id_field,
-            embedding_dim=self.embedding_dim,
-            max_iter=self.max_iter,
-            tol=self.tol,
-            random_state=self.random_state,
-            init=self.init,
-            n_init=self.n_init,
-            oversampling_factor=self.oversampling_factor,
-            max_samples_per_batch=self.max_samples_per_batch,
-            fit_data_fraction=self.fit_data_fraction,
-            max_points_per_centroid=self.max_points_per_centroid,
-            invalid_embeddings=self.invalid_embeddings,
-            device=self.device,
-            files=files,
-        )
-        assigned = assign_clusters(
-            df,
-            model,
-            id_field=self.id_field,
-            embedding_field=self.embedding_field,
-            metadata_fields=self._kept_fields(),
-            invalid_embeddings=self.invalid_embeddings,
-            packed=not on_gpu(spark),
-            files=None if on_gpu(spark) else files,
-        )
-        # The fit may have seen a share of the rows.
-        seen = int(model.cluster_sizes.sum())
-        sizes = np.ceil(model.cluster_sizes * ((found.num_rows or seen) / seen)).astype(np.int64)
-        rows = cluster_layout(assigned, cluster_sizes=sizes, id_field=self.id_field)
-        with (
-            staged(f"{output}/{KMEANS_FOLDER}", mode="overwrite") as aside,
-            job_progress(spark, "writing the clusters"),
-        ):
-            written = write_clusters(rows, aside, embedding_field=self.embedding_field, codec=codec)
-            self._check_count(found, sum(written.values()))
-            write_centroids(aside, model.centroids)
-        counts = written.values()
-        done = {
-            "kmeans_time": time.monotonic() - started,
-            "num_documents": sum(counts),
-            "n_iter": int(model.n_iter),
-            "inertia": float(model.inertia),
-            "largest_cluster": max(counts),
-            "num_invalid_embeddings": (found.num_rows or 0) - sum(counts),
-        }
-        if self.verbose:
-            logger.info(
-                "%d clusters of up to %d records, inertia %.6g", len(counts), max(counts), done["inertia"]
-            )
-        return done
-
-    def _check_count(self, found: JobInput, written: int) -> None:
-        """Raise ``InputError`` unless the rows written are those whose ids were checked, but for unusable ones."""
-        rows = found.num_rows or 0
-        if written == rows or (written < rows and self.invalid_embeddings == "drop"):
-            return
-        raise InputError(
-            f"{found.source} had {rows:,} rows when its ids were checked and {written:,} when they were clustered: "
-            "run it again when nobody writes there; of a view that gives other rows each time, write a table first"
-        )
+        files, folder = self._embedding_files(df, found), f"{output}/{KMEANS_FOLDER}"
+        done = cluster(self, spark, df, found, folder, kept=kept, files=files, codec=codec)
+        return {"kmeans_time": time.monotonic() - started, **done}
 
     def _embedding_files(self, df: DataFrame, found: JobInput) -> EmbeddingFiles | None:
         """Return the input's files where tasks can read them as Spark would."""

@@ -17,7 +17,6 @@ from spark_dedup.limits import SafetyStopError, check_limits, over_a_limit
 from spark_dedup.outputs import exclusive
 from spark_dedup.parts import Parts
 from spark_dedup.paths import Location, delete, exists, normalise_path
-from spark_dedup.progress import job_progress
 from spark_dedup.rules import TEXT_LENGTH, check_source_rules, with_text_length
 from spark_dedup.semantic.identify import check_eps
 from spark_dedup.semantic.ranking import (
@@ -33,7 +32,6 @@ from spark_dedup.settings import parquet_as_it_is
 from spark_dedup.workflows.clusters import KMEANS_FOLDER, KMeansStage
 from spark_dedup.workflows.inputs import JobInput, check_compression, check_count
 from spark_dedup.workflows.planning import plan_of
-from spark_dedup.workflows.recording import record_run
 from spark_dedup.workflows.result import WorkflowResult
 from spark_dedup.workflows.semantic_matching import (
     DUPLICATES_FOLDER,
@@ -41,7 +39,7 @@ from spark_dedup.workflows.semantic_matching import (
     REMOVED_FOLDER,
     compare,
     identify,
-    ledger_rows,
+    record,
     remove,
     removed_with_sources,
 )
@@ -175,7 +173,8 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             removed = removed_with_sources(self, session, cache, duplicates) if by_source else None
             stop = self._over_a_limit(metadata, removed)
             if self.ledger is not None:
-                metadata |= self._record(session, self.ledger, cache, metadata, began, stop)
+                identity = self._identity()
+                metadata |= record(self, session, cache, metadata, began=began, stop=stop, identity=identity)
             if stop is not None:
                 raise stop
             if self.perform_removal:
@@ -291,39 +290,4 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             max_cluster_fraction=self.max_cluster_fraction,
             documents_by_source=metadata.get("documents_by_source"),
             largest_cluster=metadata["largest_cluster"],
-        )
-
-    def _record(
-        self,
-        spark: SparkSession,
-        ledger: Location,
-        cache: str,
-        metadata: Mapping[str, Any],
-        began: datetime,
-        stop: SafetyStopError | None,
-    ) -> dict[str, Any]:
-        rows = ledger_rows(self, spark, cache)
-        with job_progress(spark, "counting groups"):
-            num_groups = int(rows.select("group_id", "kept_id").distinct().count())
-        return record_run(
-            spark,
-            ledger,
-            rows,
-            method="semantic",
-            source=self.input_path,
-            filetype=self.input_filetype,
-            extensions=self.input_file_extensions,
-            read_kwargs=self.read_kwargs,
-            id_field=self.id_field,
-            metadata={**metadata, "num_groups": num_groups},
-            began=began,
-            stop=stop,
-            parameters={
-                **self._identity(),
-                "eps": self.eps,
-                "drop_all_copies": self.drop_all_copies,
-                "max_removed_fraction": self.max_removed_fraction,
-                "max_cluster_fraction": self.max_cluster_fraction,
-            },
-            device=self.device,
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from pyspark.sql import functions as F
@@ -12,6 +14,7 @@ from spark_dedup import rules
 from spark_dedup.datasets import given_options, read_dataset
 from spark_dedup.errors import named_errors
 from spark_dedup.ids.splits import on_gpu
+from spark_dedup.limits import SafetyStopError
 from spark_dedup.outputs import staged
 from spark_dedup.paths import spark_location
 from spark_dedup.progress import job_progress
@@ -22,6 +25,7 @@ from spark_dedup.semantic.pairwise import pairwise_similarity
 from spark_dedup.semantic.ranking import COSINE_DIST_TO_CENT_COL, L2_DIST_TO_CENT_COL, OrderKey
 from spark_dedup.tables import col
 from spark_dedup.workflows.clusters import KMEANS_FOLDER
+from spark_dedup.workflows.recording import record_run
 from spark_dedup.workflows.removal import TextDuplicatesRemovalWorkflow
 
 if TYPE_CHECKING:
@@ -37,6 +41,7 @@ __all__ = [
     "identify",
     "ledger_rows",
     "rank_first",
+    "record",
     "remove",
     "removed_with_sources",
 ]
@@ -152,6 +157,45 @@ def removed_with_sources(
 ) -> DataFrame:
     """Return the ids to remove in ``folder`` with their ``source``."""
     return read_dataset(spark, folder).join(_records(job, spark, cache), "id", "inner")
+
+
+def record(
+    job: SemanticDeduplicationWorkflow,
+    spark: SparkSession,
+    cache: str,
+    metadata: Mapping[str, Any],
+    *,
+    began: datetime,
+    stop: SafetyStopError | None,
+    identity: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write the run to the job's ledger; return where it is, and the run's id."""
+    assert job.ledger is not None
+    rows = ledger_rows(job, spark, cache)
+    with job_progress(spark, "counting groups"):
+        num_groups = int(rows.select("group_id", "kept_id").distinct().count())
+    return record_run(
+        spark,
+        job.ledger,
+        rows,
+        method="semantic",
+        source=job.input_path,
+        filetype=job.input_filetype,
+        extensions=job.input_file_extensions,
+        read_kwargs=job.read_kwargs,
+        id_field=job.id_field,
+        metadata={**metadata, "num_groups": num_groups},
+        began=began,
+        stop=stop,
+        parameters={
+            **identity,
+            "eps": job.eps,
+            "drop_all_copies": job.drop_all_copies,
+            "max_removed_fraction": job.max_removed_fraction,
+            "max_cluster_fraction": job.max_cluster_fraction,
+        },
+        device=job.device,
+    )
 
 
 def remove(job: SemanticDeduplicationWorkflow, spark: SparkSession, output: str) -> dict[str, Any]:

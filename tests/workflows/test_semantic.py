@@ -317,7 +317,7 @@ def test_columns_that_cannot_be_kept_or_ranked_by_are_named_before_the_fit(spark
     def fitted(*_, **__):
         pytest.fail("k-means was fitted")
 
-    monkeypatch.setattr("spark_dedup.workflows.clusters.fit_kmeans", fitted)
+    monkeypatch.setattr("spark_dedup.workflows.semantic_clustering.fit_kmeans", fitted)
     for kwargs, message in [
         ({"metadata_fields": ["Centroid"]}, "column 'Centroid' would be replaced by the result"),
         ({"ranking_strategy": RankingStrategy(["Centroid"])}, "'Centroid' would be replaced"),
