@@ -129,7 +129,9 @@ def one_cluster(spark: SparkSession, folder: str) -> DataFrame:
     fs, inner = filesystem(folder)
     names = sorted(info.rpartition("/")[2] for info in fs.ls(inner, detail=False))
     first = next(name for name in names if name.startswith(f"{CENTROID_COL}="))
-    return spark.read.option("basePath", spark_location(folder)).parquet(spark_path(f"{folder}/{first}"))
+    found = spark.read.option("basePath", spark_location(folder)).parquet(spark_path(f"{folder}/{first}"))
+    # A session may leave what folders name as strings.
+    return found.withColumn(CENTROID_COL, found[CENTROID_COL].cast("int"))
 
 
 def _by_comparisons(sizes: Mapping[int, int], tasks: int) -> list[list[int]]:

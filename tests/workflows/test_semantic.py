@@ -425,6 +425,13 @@ except ValueError as error:
     assert removed[0] == removed[1] == removed[2]
 
 
+def test_a_session_that_takes_folders_names_for_strings(spark, tmp_path):
+    data = write(tmp_path / "in", near_copies())
+    with settings(spark, {"spark.sql.sources.partitionColumnTypeInference.enabled": "false"}):
+        job = SemanticDeduplicationWorkflow(data, tmp_path / "out", 4, eps=0.01, pairwise_batch_size=2)
+        assert job.run(spark)["num_duplicates"] == 50
+
+
 def test_sessions_with_wide_arrow_types_and_tiny_batches(spark, tmp_path):
     data = write(tmp_path / "in", near_copies(), text=["x" * i for i in range(60)])
     odd = {"useLargeVarTypes": "true", "maxRecordsPerBatch": "7"}
