@@ -78,6 +78,8 @@ def exact(keep: tuple[str, ...], overwrite: bool, **options: Any) -> Any:
 @click.option("--duplicate-id-field", default="id", show_default=True)
 @click.option("--id-generator", "id_generator_path", help="JSON of assigned ids, ours or NeMo Curator's.")
 @click.option("--registry", help="Id registry, instead of --id-generator.")
+@click.option("--input-blocksize", help="Size by which NeMo Curator grouped files when it gave the ids.")
+@click.option("--input-files-per-partition", type=int, help="Likewise the number of files.")
 @filetype("input_filetype")
 @click.option(
     "--format",
@@ -190,7 +192,7 @@ def _exit_code(args: list[str], *, debug: bool, as_json: bool) -> int:
         return 1
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exc()
         if _is_interrupt(error):
             click.echo("stopped", err=True)
             return 1
@@ -202,7 +204,8 @@ def _exit_code(args: list[str], *, debug: bool, as_json: bool) -> int:
         click.echo(
             f"spark-dedup: {line}" + (f" ({reason})" if reason and reason not in line else ""), err=True
         )
-        click.echo("spark-dedup: run again with --debug for the traceback", err=True)
+        if not debug:
+            click.echo("spark-dedup: run again with --debug for the traceback", err=True)
         return 1
     _show(result, as_json=as_json)
     return 0

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pyarrow as pa
@@ -60,6 +61,29 @@ def test_exact_remove_and_ids(spark, docs, tmp_path, capsys):
     code, stdout, _ = run(capsys, "ids", "import", tmp_path / "ids.json", tmp_path / "registry")
     assert code == 0
     assert "next_id: 10" in stdout
+
+
+@pytest.mark.parametrize("grouped", [("--input-files-per-partition", 2), ("--input-blocksize", "1MiB")])
+def test_ids_of_curators_batches_of_files(spark, tmp_path, capsys, grouped):
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    files = [docs / name for name in ("a.parquet", "b.parquet")]
+    for file, texts in zip(files, (["p", "q"], ["r" * 1000, "s"]), strict=True):  # in order of size, too
+        pq.write_table(pa.table({"text": texts}), file, compression="none")
+    key = str(uuid.uuid5(uuid.NAMESPACE_URL, ";".join(map(str, files))))
+    (tmp_path / "ids.json").write_text(json.dumps({"next_id": 4, "batch_registry": {key: [0, 3]}}))
+    pq.write_table(pa.table({"id": [1, 3]}), tmp_path / "list.parquet")
+    asked = (
+        "remove", "--input", docs, "--duplicates", tmp_path / "list.parquet", "--output", tmp_path / "kept",
+        "--id-generator", tmp_path / "ids.json",
+    )  # fmt: skip
+    code, _, errors = run(capsys, *asked, "--quiet")
+    assert code == 2
+    assert "give its input_files_per_partition or input_blocksize" in errors
+    code, _, errors = run(capsys, *asked, *grouped)
+    assert code == 0, errors
+    kept = pq.read_table(tmp_path / "kept").to_pydict()
+    assert dict(zip(kept["text"], kept["_curator_dedup_id"], strict=True)) == {"p": 0, "r" * 1000: 2}
 
 
 def test_rules_of_both_jobs(spark, tmp_path, capsys):
@@ -223,6 +247,21 @@ def test_bad_arguments_are_one_line_and_exit_2(tmp_path, capsys, args, said):
     assert (code, len(lines)) == (2, 1)
     assert lines[0].startswith("spark-dedup: ")
     assert said.format(tmp=tmp_path) in lines[0]
+
+
+def test_debug_shows_the_traceback_and_keeps_the_exit_code(docs, tmp_path, monkeypatch, capsys):
+    asked = ("exact", "--input", tmp_path / "absent", "--output", tmp_path / "out", "--debug")
+    code, _, stderr = run(capsys, *asked)
+    assert code == 2
+    assert stderr.startswith("Traceback")
+    assert stderr.splitlines()[-1] == f"spark-dedup: no such path: {tmp_path / 'absent'}"
+
+    def broken(_):
+        raise RuntimeError("disk full")
+
+    monkeypatch.setattr(spark_dedup.ExactDeduplicationWorkflow, "run", broken)
+    code, _, stderr = run(capsys, "exact", "--input", docs, "--output", tmp_path / "out", "--debug")
+    assert (code, stderr.splitlines()[-1]) == (1, "spark-dedup: disk full")
 
 
 @pytest.mark.parametrize("command", [*spark_dedup.cli.cli.commands, "ids show", "ids export", "ids import"])
