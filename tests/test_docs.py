@@ -1,8 +1,11 @@
 """What the guides show, run as printed; only the catalog's name and /data are other ones."""
 
 import re
+import shlex
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from spark_dedup.cli import main
@@ -57,3 +60,28 @@ def test_ledger(spark, schemas, tmp_path, monkeypatch):
     ]
     assert sorted(r["id"] for r in spark.table("dedup.dups").collect()) == [6, 7, 8]
     assert "3</b> of 9 records" in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_readme_commands(spark, tmp_path, capsys):
+    """In their order, and with fewer clusters."""
+    for folder in ("docs", "embeddings"):
+        (tmp_path / folder).mkdir()
+    pq.write_table(pa.table({"text": ["a", "b", "a"]}), tmp_path / "docs" / "a.parquet")
+    vectors = [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]
+    records = pa.table({"id": range(4), "embeddings": vectors, "source": ["web", "benchmark", "web", "web"]})
+    pq.write_table(records, tmp_path / "embeddings" / "a.parquet")
+    text = (
+        (DOCS.parent / "README.md").read_text("utf-8").replace("\\\n", " ").replace("/data/", f"{tmp_path}/")
+    )
+    commands = [line for line in text.splitlines() if line.startswith("spark-dedup ")]
+    assert len(commands) == 6
+    for command in commands:
+        with pytest.raises(SystemExit) as ended:
+            main(shlex.split(command.replace("1000", "2"), comments=True)[1:])
+        assert ended.value.code == 0, capsys.readouterr().err
+    assert pq.read_table(tmp_path / "kept")["text"].to_pylist() == ["a", "b"]
+    removed = {
+        name: pq.read_table(tmp_path / name / "duplicates")["id"] for name in ("semantic", "semantic2")
+    }
+    assert removed["semantic"].to_pylist() == [0, 2]
+    assert removed["semantic2"].to_pylist() == [0, 2, 3]
