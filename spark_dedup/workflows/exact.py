@@ -245,9 +245,10 @@ class ExactDeduplicationWorkflow:
         return plan_of(
             "exact_deduplication",
             found,
-            # A row is shuffled as 32 hex digits or two longs, an id, and Spark's row header.
+            # Shuffled are two longs, an id, the md5's 32 digits where rows are kept, and Spark's row header.
             work={
-                "shuffle_bytes": found.num_rows and found.num_rows * (64 if self.hash_method == "md5" else 40)
+                "shuffle_bytes": found.num_rows
+                and found.num_rows * (80 if keeps_rows(self) and self.hash_method == "md5" else 40)
             },
             device=self.device,
             writes=writes,

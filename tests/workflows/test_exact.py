@@ -290,7 +290,11 @@ def test_plan_touches_nothing(spark, tmp_path):
     plan = ExactDeduplicationWorkflow(
         input_path=source, output_path=tmp_path / "out", perform_removal=True
     ).plan(spark)
-    assert (plan["rows"], plan["files"]) == (12, 3)
+    assert (plan["rows"], plan["files"], plan["shuffle_bytes"]) == (12, 3, 12 * 40)
+    with_rows = ExactDeduplicationWorkflow(
+        input_path=source, output_path=tmp_path / "out", ledger=tmp_path / "ledger"
+    ).plan(spark)
+    assert with_rows["shuffle_bytes"] == 12 * 80  # the ledger has the md5
     assert "ExactDuplicateIds" in plan["writes"]
     assert sorted(os.listdir(tmp_path)) == ["in"]
 
