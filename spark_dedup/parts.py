@@ -51,7 +51,8 @@ def read_parts(
     """
     by_part: dict[frozenset[Leaf], list[str]] = {}
     for file in files:
-        by_part.setdefault(parts[file.path], []).append(spark_path(file.path))
+        # One that came since is read as it is: the job tells of it when it looks at its input again.
+        by_part.setdefault(parts.get(file.path, frozenset()), []).append(spark_path(file.path))
     if schema is None:
         some = [reader.parquet(by_part[part][0]) for part in _with_all_types(by_part)]
         schema = reduce(_union_by_name, some).schema

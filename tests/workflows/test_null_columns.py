@@ -13,6 +13,7 @@ from spark_dedup import (
     TextDuplicatesRemovalWorkflow,
     read_documents,
 )
+from spark_dedup.datasets import read_dataset
 from spark_dedup.errors import InputError
 from spark_dedup.listing import list_files
 from spark_dedup.removal import passes
@@ -183,8 +184,32 @@ def test_three_files_of_which_two_differ(spark, tmp_path):
         remove(spark, tmp_path, [0])
 
 
+def test_a_file_that_came_after_the_look_at_the_input_is_read_too(spark, tmp_path):
+    rows = write(tmp_path / "in")
+    files = list_files(tmp_path / "in")
+    parts = dict(null_parts(files, [pq.read_metadata(file.path) for file in files]))
+    del parts[files[1].path]
+    found = read_dataset(spark, tmp_path / "in", parts=parts).collect()
+    assert {row["id"]: row.asDict(recursive=True) for row in found} == rows
+
+
 def test_files_alike_are_read_together(tmp_path):
     for number in range(2):
         pq.write_table(pa.table({"a": pa.nulls(1), "b": [1]}), tmp_path / f"{number}.parquet")
     files = list_files(tmp_path)
     assert null_parts(files, [pq.read_metadata(file.path) for file in files]) == {}
+
+
+def test_connect(run_connect, tmp_path):
+    rows = write(tmp_path / "in")
+    out = run_connect(f"""
+from spark_dedup import ExactDeduplicationWorkflow
+ExactDeduplicationWorkflow(
+    input_path={str(tmp_path / "in")!r}, output_path={str(tmp_path / "out")!r}, assign_id=False, id_field="id",
+    perform_removal=True,
+).run(spark)
+left = spark.read.parquet({str(tmp_path / "out" / "deduplicated")!r}).collect()
+print(sorted((row["id"], row["language"], row["tags"]) for row in left))
+""")
+    kept = [(id_, rows[id_]["language"], rows[id_]["tags"]) for id_ in (0, 1, 3, 5)]
+    assert out.splitlines()[-1] == str(kept)
