@@ -1,6 +1,8 @@
 """One Spark session for all tests of a worker, small shuffles, no UI."""
 
+import contextlib
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -25,15 +27,21 @@ TEST_CONF = {
 
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory):
-    """Classic local session with Delta."""
-    session = build_session(
-        "tests",
-        device="cpu",
-        master="local[2]",
-        conf={**TEST_CONF, "spark.sql.warehouse.dir": str(tmp_path_factory.mktemp("warehouse"))},
-    )
+    """Session with Delta: classic and local, or as ``SPARK_DEDUP_TEST_MASTER`` says, a master or ``connect``."""
+    master = os.environ.get("SPARK_DEDUP_TEST_MASTER", "local[2]")
+    warehouse = tmp_path_factory.mktemp("warehouse")
+    if master == "connect":
+        session = _connect_session(warehouse)
+    else:
+        conf = {**TEST_CONF, "spark.sql.warehouse.dir": str(warehouse)}
+        session = build_session("tests", device="cpu", master=master, conf=conf)
     yield session
     session.stop()
+
+
+def _connect_session(folder):
+    with contextlib.chdir(folder):
+        return runpy.run_path(str(Path(__file__).parent / "connect_prelude.py"))["spark"]
 
 
 @pytest.fixture
