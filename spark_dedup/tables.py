@@ -18,6 +18,7 @@ __all__ = [
     "LEDGER_COLUMNS",
     "as_compared",
     "col",
+    "file_and_start",
     "have_char",
     "hidden_metadata",
     "id_text",
@@ -66,6 +67,23 @@ def hidden_metadata(df: DataFrame) -> str:
     while hidden in names:
         hidden = f"_{hidden}"
     return hidden
+
+
+def file_and_start(rows: DataFrame) -> tuple[Column, Column]:
+    """Return the URL of the file that a row of a scan lies in, and the first byte of the split it was read in.
+
+    Unity Catalog takes the functions for neither: there, and only there, hidden columns tell, which a GPU lacks.
+    """
+    named = F.input_file_name(), F.input_file_block_start()
+    try:
+        rows.select(*named).columns  # noqa: B018 - a Connect session looks only now
+    except Exception:  # its class differs between classic and Connect
+        hidden = hidden_metadata(rows)
+        path = F.regexp_replace(
+            F.col(f"{hidden}.file_path"), "^file:/(?!/)", "file:///"
+        )  # as the function does
+        return path, F.col(f"{hidden}.file_block_start")
+    return named
 
 
 def require_columns(df: DataFrame | Sequence[str], names: Sequence[str], *, where: str) -> None:

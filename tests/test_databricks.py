@@ -8,6 +8,14 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyspark.sql import functions
+
+from spark_dedup import ExactDeduplicationWorkflow
+from spark_dedup.removal import passes
+
 ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "conf" / "databricks"
 
@@ -57,3 +65,32 @@ def test_init_script_takes_the_pinned_jar_only(tmp_path):
     assert run_script(script, jar, target).returncode == 0
     assert (target / "my plugin.jar").read_bytes() == b"plugin"
     assert "cannot read" in run_script(script, tmp_path / "none.jar", target).stderr
+
+
+@pytest.mark.parametrize("id_field", [None, "id"])
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_unity_catalog_tells_files_as_hidden_columns_only(spark, tmp_path, monkeypatch, kind, id_field):
+    texts = {"a b%": ["x", "y", "x"], "é=1": ["z", "y"]}
+    (tmp_path / "in").mkdir()
+    for name, column in texts.items():
+        rows = [{"id": 10 * len(name) + place, "text": text} for place, text in enumerate(column)]
+        if kind == "parquet":
+            pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in" / f"{name}.parquet")
+        else:
+            (tmp_path / "in" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    monkeypatch.setattr(passes, "IDS_PER_PASS", 1)
+
+    def kept(out):
+        job = ExactDeduplicationWorkflow(
+            input_path=tmp_path / "in", output_path=tmp_path / out, input_filetype=kind, perform_removal=True,
+            id_field=id_field, assign_id=id_field is None,
+        )  # fmt: skip
+        assert job.run(spark)["num_duplicates"] == 2
+        found = spark.read.format(kind.replace("jsonl", "json")).load(str(tmp_path / out / "deduplicated"))
+        return sorted(found.collect(), key=lambda row: row["text"])
+
+    usual = kept("usual")
+    for name in ("input_file_name", "input_file_block_start"):
+        monkeypatch.setattr(functions, name, lambda name=name: functions.expr(f"{name}_is_not_supported()"))
+    assert kept("unity") == usual
+    assert [row["text"] for row in usual] == ["x", "y", "z"]

@@ -12,6 +12,7 @@ from spark_dedup.ids.files import match_urls
 from spark_dedup.ids.splits import Split, count_splits
 from spark_dedup.listing import FileInfo
 from spark_dedup.stores import store_options
+from spark_dedup.tables import file_and_start
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
@@ -212,7 +213,7 @@ def _check_text(text: DataFrame, paths: Mapping[str, str], *, arrays: bool) -> N
     )
     found = text.where(_is_filled() & wrong.isNotNull())
     begun = F.substring(line, 1, 60).alias("text")
-    shown = found.select(wrong.alias("wrong"), F.input_file_name().alias("url"), begun)
+    shown = found.select(wrong.alias("wrong"), file_and_start(found)[0].alias("url"), begun)
     counted = shown.groupBy("wrong", "url").agg(F.count("*").alias("n"), F.min("text").alias("text"))
     rows = counted.orderBy("wrong", "url").limit(5).collect()
     if not rows:

@@ -26,6 +26,7 @@ from spark_dedup.ids.rows import as_frame
 from spark_dedup.names import is_table_name
 from spark_dedup.paths import filesystem, make_folder, spark_path
 from spark_dedup.settings import conf_of
+from spark_dedup.tables import file_and_start
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
@@ -52,7 +53,7 @@ class Split:
     """A piece of a file that one task reads at a stretch.
 
     Attributes:
-        url: the file, as ``input_file_name`` spells it.
+        url: the file, as Spark's ``input_file_name`` spells it.
         start: first byte.
         base: rows that its task reads before it.
         count: rows.
@@ -72,10 +73,11 @@ def placed(df: DataFrame, columns: Sequence[Column]) -> DataFrame:
     """Select columns of a file scan, and where each row was read; ``df`` has to hold every row that is counted."""
     from pyspark.sql import functions as F
 
+    url, start = file_and_start(df)
     return df.select(
         *columns,
-        F.input_file_name().alias(URL),
-        F.input_file_block_start().alias(START),
+        url.alias(URL),
+        start.alias(START),
         F.monotonically_increasing_id().bitwiseAND(F.lit(ROWS_OF_TASK)).alias(SEEN),
     )
 

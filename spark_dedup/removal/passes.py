@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from spark_dedup.tables import as_compared, col
+from spark_dedup.tables import as_compared, col, file_and_start
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -34,8 +34,10 @@ class Pass:
         return located.where(F.col("file").between(self.first_url, self.last_url)).select("id")
 
 
-def locate(ids: DataFrame, listed: DataFrame, *, id_field: str, duplicate_id_field: str) -> DataFrame:
+def locate(ids: DataFrame, listed: DataFrame, *, id_field: str, duplicate_id_field: str) -> DataFrame | None:
     """Return (id, file) of the listed ids that the documents hold; ids are shuffled, documents are not.
+
+    None where the session does not tell the file of a row, as Unity Catalog of ids that are made on the way.
 
     Args:
         ids: the documents' id column, straight from their scan.
@@ -45,7 +47,11 @@ def locate(ids: DataFrame, listed: DataFrame, *, id_field: str, duplicate_id_fie
     """
     from pyspark.sql import functions as F
 
-    placed = ids.select(col(id_field).alias("id"), F.input_file_name().alias("file"))
+    try:
+        placed = ids.select(col(id_field).alias("id"), file_and_start(ids)[0].alias("file"))
+        placed.columns  # noqa: B018 - a Connect session looks only now
+    except Exception:  # its class differs between classic and Connect
+        return None
     key = as_compared((ids, id_field), (listed, duplicate_id_field))
     wanted = listed.select(key(col(duplicate_id_field)).alias("listed")).hint("merge")
     found = placed.join(wanted, key(F.col("id")) == F.col("listed"), "left_semi")

@@ -130,7 +130,9 @@ def _write_aside(
         length = int(listed.count())
         is_long = _is_long(length)
         if is_long and found.source.kind == "files" and not is_grouped(job):
-            return _write_passes(job, spark, found, docs, listed, aside)
+            located = passes.locate(docs.select(col(job.id_field)), listed, **fields_of(job))
+            if located is not None:
+                return _write_passes(job, spark, found, docs, located, aside)
         # Lines that are kept give their ids at the price of a second parse.
         counted = docs if ids_are_made(job) or job.input_task_limit is not None else found.df
         counts = _count(job, found, counted, listed, is_long)
@@ -240,16 +242,15 @@ def _write_passes(
     spark: SparkSession,
     found: RemovalInput,
     docs: DataFrame,
-    listed: DataFrame,
+    ids: DataFrame,
     aside: str,
 ) -> tuple[int, int]:
-    """Write in passes over groups of files, each with its own part of a list that is too long to broadcast."""
+    """Write in passes over groups of files, each with its part of the located ``ids``, too many to broadcast."""
     from pyspark.sql import functions as F
 
     files = _limited(job, found) or found.files
     located_at = f"{aside}.located"
     try:
-        ids = passes.locate(docs.select(col(job.id_field)), listed, **fields_of(job))
         ids.write.mode("overwrite").parquet(spark_location(located_at))
         located = spark.read.parquet(spark_path(located_at))
         rows = located.groupBy("file").agg(F.count("*").alias("n")).collect()

@@ -10,7 +10,7 @@ from spark_dedup.footers import alike_columns, parquet_footers
 from spark_dedup.ids.splits import on_gpu
 from spark_dedup.listing import FileInfo
 from spark_dedup.paths import is_local
-from spark_dedup.tables import col
+from spark_dedup.tables import col, file_and_start
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -141,7 +141,8 @@ def _ranges(ids: DataFrame) -> DataFrame:
     from pyspark.sql import functions as F
 
     number = F.col("id").cast("bigint")
-    of_file = [F.input_file_name().alias("file"), F.input_file_block_start().alias("start")]
+    url, start = file_and_start(ids)
+    of_file = [url.alias("file"), start.alias("start")]
     try:
         ids.select(*of_file).columns  # noqa: B018 - a Connect session looks only now
     except Exception:  # of a join, where rows have no one file; its class differs between classic and Connect
