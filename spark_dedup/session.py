@@ -227,10 +227,13 @@ def require_delta(spark: SparkSession) -> None:
     Raises:
         InputError: with the settings to add.
     """
-    if on_databricks():
+    # A client of a Databricks cluster, which is elsewhere, is told its version.
+    if on_databricks() or conf_of(spark, "spark.databricks.clusterUsageTags.sparkVersion"):
         return
-    extensions = conf_of(spark, "spark.sql.extensions")
-    catalog = conf_of(spark, "spark.sql.catalog.spark_catalog")
+    try:
+        extensions, catalog = (spark.conf.get(key, "") or "" for key in DELTA_CONF)
+    except Exception:  # serverless compute, which has Delta, tells settings to nobody
+        return
     if "DeltaSparkSessionExtension" in extensions and "DeltaCatalog" in catalog:
         return
     import pyspark

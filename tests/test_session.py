@@ -44,7 +44,7 @@ class Untold:
             raise RuntimeError(f"[CONFIG_NOT_AVAILABLE] Configuration {key} is not available.")
 
 
-def test_a_setting_that_a_session_does_not_tell_is_its_default(spark, monkeypatch):
+def test_a_setting_that_a_session_does_not_tell_is_its_default(spark):
     assert conf_of(Untold(), "spark.plugins") == ""
     assert conf_of(Untold(), "spark.plugins", "none") == "none"
     spark.conf.set("spark.tests.told", "4")
@@ -53,10 +53,21 @@ def test_a_setting_that_a_session_does_not_tell_is_its_default(spark, monkeypatc
     assert conf_of(spark, "spark.tests.told") == ""
     assert conf_of(spark, "spark.no.such.setting", "none") == "none"
     assert not on_gpu(Untold())
+
+
+def test_delta_is_asked_for_but_of_databricks(monkeypatch):
+    told = {}
+    session = types.SimpleNamespace(
+        conf=types.SimpleNamespace(get=lambda key, default=None: told.get(key, default))
+    )
     with pytest.raises(InputError, match="no Delta"):
-        require_delta(Untold())
+        require_delta(session)
     monkeypatch.setenv("DATABRICKS_RUNTIME_VERSION", "client.4.1")
+    require_delta(session)
+    monkeypatch.delenv("DATABRICKS_RUNTIME_VERSION")
     require_delta(Untold())
+    told["spark.databricks.clusterUsageTags.sparkVersion"] = "17.3.x-scala2.13"
+    require_delta(session)
 
 
 def test_far_dates_are_of_todays_calendar_unless_a_session_says_otherwise(spark):

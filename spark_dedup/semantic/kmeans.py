@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ Rows = tuple["DataFrame", BatchFunction]
 """Rows, one partition per task, and how a task reads its batches of them."""
 
 _SAMPLE_OF = 1 << 30
+_NO_BARRIER = re.compile(r"SPARK-24(?:819|820|942)|NOT_SUPPORTED_WITH_SERVERLESS")
+"""Spark's errors for too few slots, a plan that no barrier stage may have, and dynamic allocation."""
 _INITS = ("k-means||", "scalable-k-means++", "random")
 
 
@@ -185,10 +188,24 @@ def _run(
     spark: SparkSession, options: FitOptions, rows_in: Callable[[int], Rows]
 ) -> tuple[dict[str, Any], NDArray[np.float32], NDArray[np.int64]]:
     slots, profile = gpu_tasks(spark) if options.device == "gpu" else (barrier_slots(spark), None)
-    if not slots:
+    if slots:
+        own = {"profile": profile} if profile else {}  # Spark 3.5 knows no such argument
+        try:
+            return _run_stage(spark, options, rows_in(slots), barrier=True, **own)
+        except Exception as error:  # its class differs between classic and Connect
+            refused = _NO_BARRIER.search(str(error))
+            if refused is None or options.device == "gpu":
+                raise
+            logger.warning("this session runs no barrier stage (%s): k-means runs in one task", refused[0])
+    else:
         logger.warning("dynamic allocation allows no barrier stage: k-means runs in one task")
-    rows, opened = rows_in(max(1, slots))
-    where: dict[str, Any] = {"barrier": slots > 0} | ({"profile": profile} if profile else {})
+    return _run_stage(spark, options, rows_in(1), barrier=False)
+
+
+def _run_stage(
+    spark: SparkSession, options: FitOptions, rows_by_task: Rows, **where: Any
+) -> tuple[dict[str, Any], NDArray[np.float32], NDArray[np.int64]]:
+    rows, opened = rows_by_task
     what = f"k-means, {options.n_clusters:,} clusters"
     with job_progress(spark, what), progress(spark, options.max_iter) as reporter, named_errors():
         work = staged(lambda batches, peers: fit_task(opened(batches), peers, options, reporter))

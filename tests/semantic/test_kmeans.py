@@ -125,6 +125,23 @@ def test_without_barrier_stages_one_task_does_it(df, model, monkeypatch, caplog)
     assert "dynamic allocation" in caplog.text
 
 
+def test_a_barrier_stage_that_the_session_refuses_is_done_without(df, model, monkeypatch, caplog):
+    frame = type(df)
+    usual = frame.mapInArrow
+
+    def refusing(rows, work, schema, barrier=False):
+        if barrier:
+            raise RuntimeError(
+                "[SPARK-24942]: Barrier execution mode does not support dynamic resource allocation"
+            )
+        return usual(rows, work, schema)
+
+    monkeypatch.setattr(frame, "mapInArrow", refusing)
+    one = fit_kmeans(df, n_clusters=5, id_field="id")
+    np.testing.assert_array_equal(one.centroids, model.centroids)
+    assert "no barrier stage (SPARK-24942)" in caplog.text
+
+
 def test_tasks_that_cannot_reach_each_other_go_through_the_driver(df, model, monkeypatch):
     from spark_dedup.semantic import kmeans, resident
 
