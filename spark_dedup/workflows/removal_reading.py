@@ -9,15 +9,20 @@ from typing import TYPE_CHECKING
 from spark_dedup.datasets import find_source, read_files
 from spark_dedup.ids import jsonl
 from spark_dedup.ids.assign import Documents, documents
-from spark_dedup.ids.files import FileRange
+from spark_dedup.ids.files import FileRange, match_urls
 from spark_dedup.ids.generator import IdGenerator
 from spark_dedup.ids.registry import IdRegistry
 from spark_dedup.listing import FileInfo, Named
+from spark_dedup.names import is_table_name
 from spark_dedup.partitions import base_of
+from spark_dedup.paths import normalise_path
+from spark_dedup.removal import passes
+from spark_dedup.tables import col
 from spark_dedup.workflows.inputs import read_input
 from spark_dedup.workflows.removal_inputs import (
     RemovalInput,
     columns_of,
+    fields_of,
     ids_are_made,
     is_grouped,
     keeps_lines,
@@ -29,7 +34,7 @@ if TYPE_CHECKING:
 
     from spark_dedup.workflows.removal import TextDuplicatesRemovalWorkflow
 
-__all__ = ["documents_of", "ranges_of"]
+__all__ = ["documents_of", "located_ids", "ranges_of", "registry_of"]
 
 
 def documents_of(
@@ -39,8 +44,7 @@ def documents_of(
     files: Sequence[FileInfo] | None = None,
 ) -> DataFrame:
     """Return the documents with their id column, of all files or of some; JSON lines that are kept, as lines."""
-    source = job.input_path if files is None else [file.path for file in files]
-    base = {} if files is None else base_of(files, found.source.names)
+    source, base = _named(job, found, files)
     if ids_are_made(job):
         return _made(job, spark, found, source, base).df
     if keeps_lines(job, found):
@@ -61,10 +65,62 @@ def documents_of(
 
 
 def ranges_of(
-    job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: RemovalInput
+    job: TextDuplicatesRemovalWorkflow,
+    spark: SparkSession,
+    found: RemovalInput,
+    files: Sequence[FileInfo] | None = None,
 ) -> list[FileRange] | None:
-    """Return the id range of each file where ids are made on the way, else None."""
-    return _made(job, spark, found, job.input_path).files if ids_are_made(job) else None
+    """Return the id range of each file, or of some, where ids are made on the way and each is a document's."""
+    if not ids_are_made(job):
+        return None
+    made = _made(job, spark, found, *_named(job, found, files))
+    return None if made.num_skipped else made.files
+
+
+def located_ids(
+    job: TextDuplicatesRemovalWorkflow,
+    spark: SparkSession,
+    found: RemovalInput,
+    docs: DataFrame,
+    listed: DataFrame,
+    *,
+    files: Sequence[FileInfo] | None,
+) -> tuple[DataFrame, dict[str, str]] | None:
+    """Return listed ids with what stands for their file, and that of each path; None where no file is told.
+
+    Args:
+        job: the job.
+        spark: its session.
+        found: the input.
+        docs: its documents.
+        listed: the list of ids.
+        files: those that ``docs`` is read from; None stands for all.
+    """
+    ranges = ranges_of(job, spark, found, files)
+    if ranges is not None:
+        keys = {path: f"{number:08}" for number, path in enumerate(sorted(r.path for r in ranges))}
+        near, field = registry_of(job), job.duplicate_id_field
+        return passes.locate_by_range(listed, ranges, keys, duplicate_id_field=field, near=near), keys
+    ids = passes.locate(docs.select(col(job.id_field)), listed, **fields_of(job))
+    if ids is None:
+        return None
+    return ids, match_urls(docs.inputFiles(), [file.path for file in files or found.files])
+
+
+def registry_of(job: TextDuplicatesRemovalWorkflow) -> str | None:
+    """Return the registry as it is told, but for a path, which is made absolute."""
+    if job.registry is None:
+        return None
+    return str(job.registry) if is_table_name(job.registry) else normalise_path(job.registry)
+
+
+def _named(
+    job: TextDuplicatesRemovalWorkflow, found: RemovalInput, files: Sequence[FileInfo] | None
+) -> tuple[Named, Mapping[str, str]]:
+    """Return how a reader is told of the files, or of all, and the options by which it knows their root."""
+    if files is None:
+        return job.input_path, {}
+    return [file.path for file in files], base_of(files, found.source.names)
 
 
 def _lines(

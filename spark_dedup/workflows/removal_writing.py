@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,9 @@ from spark_dedup.ids import jsonl
 from spark_dedup.ids.files import match_urls
 from spark_dedup.ids.splits import on_gpu
 from spark_dedup.listing import FileInfo
-from spark_dedup.names import is_table_name, path_relation, quote_name, split_name
+from spark_dedup.names import path_relation, quote_name, split_name
 from spark_dedup.outputs import staged
-from spark_dedup.paths import delete, normalise_path, spark_location, spark_path
+from spark_dedup.paths import delete, spark_location, spark_path
 from spark_dedup.progress import job_progress
 from spark_dedup.removal import passes
 from spark_dedup.removal.delta import clone_without, drop_empty_files, view_query
@@ -40,7 +41,7 @@ from spark_dedup.workflows.removal_inputs import (
     names_table,
     table_name,
 )
-from spark_dedup.workflows.removal_reading import documents_of, ranges_of
+from spark_dedup.workflows.removal_reading import documents_of, located_ids, ranges_of, registry_of
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -130,9 +131,9 @@ def _write_aside(
         length = int(listed.count())
         is_long = _is_long(length)
         if is_long and found.source.kind == "files" and not is_grouped(job):
-            located = passes.locate(docs.select(col(job.id_field)), listed, **fields_of(job))
+            located = located_ids(job, spark, found, docs, listed, files=_limited(job, found))
             if located is not None:
-                return _write_passes(job, spark, found, docs, located, aside)
+                return _write_passes(job, spark, found, docs, *located, aside)
         # Lines that are kept give their ids at the price of a second parse.
         counted = docs if ids_are_made(job) or job.input_task_limit is not None else found.df
         counts = _count(job, found, counted, listed, is_long)
@@ -175,9 +176,9 @@ def _hidden(
 def _relation(job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: RemovalInput) -> str:
     """Return the documents with their ids, as SQL names them in FROM."""
     relation = relation_of(found.source, job.input_filetype)
-    if job.registry is None:
+    location = registry_of(job)
+    if location is None:
         return relation
-    location = job.registry if is_table_name(job.registry) else normalise_path(job.registry)
     numbered = numbered_query(
         spark, relation, found.df, found.source, filetype=job.input_filetype, location=location
     )
@@ -243,21 +244,20 @@ def _write_passes(
     found: RemovalInput,
     docs: DataFrame,
     ids: DataFrame,
+    keys: Mapping[str, str],
     aside: str,
 ) -> tuple[int, int]:
     """Write in passes over groups of files, each with its part of the located ``ids``, too many to broadcast."""
     from pyspark.sql import functions as F
 
-    files = _limited(job, found) or found.files
     located_at = f"{aside}.located"
     try:
         ids.write.mode("overwrite").parquet(spark_location(located_at))
         located = spark.read.parquet(spark_path(located_at))
         rows = located.groupBy("file").agg(F.count("*").alias("n")).collect()
         counts = {row["file"]: row["n"] for row in rows}
-        urls = match_urls(docs.inputFiles(), [file.path for file in files])
-        parts = passes.plan_passes(urls, counts, ids_per_pass=passes.IDS_PER_PASS)
-        by_path = {file.path: file for file in files}
+        parts = passes.plan_passes(keys, counts, ids_per_pass=passes.IDS_PER_PASS)
+        by_path = {file.path: file for file in found.files}
         for number, part in enumerate(parts, 1):
             with job_progress(spark, f"writing the documents that remain, pass {number} of {len(parts)}"):
                 some = documents_of(job, spark, found, [by_path[path] for path in part.paths])

@@ -6,6 +6,8 @@ import pytest
 from gpu_plans import assert_on_gpu
 from pyspark.sql import functions as F
 
+from spark_dedup import CURATOR_DEDUP_ID_STR as ID
+from spark_dedup import read_documents
 from spark_dedup.removal import passes
 from spark_dedup.workflows.exact import ExactDeduplicationWorkflow
 from spark_dedup.workflows.removal import TextDuplicatesRemovalWorkflow
@@ -122,6 +124,22 @@ def test_removal_where_a_file_has_no_type_for_a_column(spark, run, tmp_path):
     result, plans = run(job)
     assert result["num_duplicates_removed"] == 2
     assert_on_gpu(plans, must=(*WRITE, "BroadcastHashJoinExec", "FileSourceScanExec", "UnionExec"))
+
+
+def test_removal_of_a_long_list_of_made_ids(spark, run, documents, tmp_path, monkeypatch):
+    monkeypatch.setattr(passes, "IDS_PER_PASS", 100)
+    registry = str(tmp_path / "registry")
+    numbered = read_documents(spark, documents, registry=registry)
+    numbered.where(f"{ID} % 3 = 0").select(F.col(ID).alias("id")).write.parquet(str(tmp_path / "ids"))
+    job = TextDuplicatesRemovalWorkflow(
+        input_path=documents,
+        ids_to_remove_path=str(tmp_path / "ids"),
+        output_path=str(tmp_path / "out"),
+        registry=registry,
+    )
+    result, plans = run(job)
+    assert result["num_duplicates_removed"] == 334
+    assert_on_gpu(plans, must=(*WRITE, "BroadcastHashJoinExec", "FileSourceScanExec"))
 
 
 def test_removal_of_a_long_list_from_delta(spark, run, documents, tmp_path, monkeypatch):
