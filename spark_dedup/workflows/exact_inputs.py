@@ -110,7 +110,6 @@ def inspect(job: ExactDeduplicationWorkflow, spark: SparkSession, output: str) -
         filetype=job.input_filetype,
         extensions=job.input_file_extensions,
         columns=None if job.perform_removal else wanted,  # removal writes all of them
-        remote_footers=not job.assign_id,  # making ids looks at them as well
         nulls_fit=True,
     )
     parts = parts_of(found.parts, wanted)
@@ -145,7 +144,7 @@ def inspect(job: ExactDeduplicationWorkflow, spark: SparkSession, output: str) -
             num_rows = check_unique_ids(spark, df, job.id_field, files=plain)
     elif found.source.kind == "files":
         num_rows = found.num_rows
-    return Documents(found.source, found.files, num_rows, found.paths, parts=parts, df=df)
+    return Documents(found.source, found.files, num_rows, found.paths, parts=parts, rows=found.rows, df=df)
 
 
 def with_ids(
@@ -166,6 +165,7 @@ def with_ids(
             extensions=job.input_file_extensions,
             schema=found.df.schema if found.source.kind == "files" else None,
             parts=found.parts,
+            rows=found.rows,
             arrays=_may_be_arrays(job, found),
         )
     # The ids of a Delta table count the rows that deletion vectors hide, too.

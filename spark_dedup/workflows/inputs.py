@@ -25,7 +25,6 @@ from spark_dedup.ids.curator import parse_bytes
 from spark_dedup.ids.splits import rows_by_url
 from spark_dedup.listing import FileInfo, Named, list_files
 from spark_dedup.parts import Parts
-from spark_dedup.paths import is_local
 from spark_dedup.schemas import check_schemas, null_parts
 from spark_dedup.session import active_or_build
 from spark_dedup.settings import NANOS_AS_LONG, VECTORIZED, conf_of
@@ -67,6 +66,7 @@ class JobInput:
         num_rows: rows by the footers of parquet files; None where only reading would tell.
         paths: paths that no output may touch.
         parts: what has no type in which files, as ``read_dataset`` takes it.
+        rows: those of each parquet file.
     """
 
     source: Source
@@ -74,6 +74,7 @@ class JobInput:
     num_rows: int | None
     paths: tuple[str, ...] = ()
     parts: Parts = field(default_factory=dict, kw_only=True)
+    rows: Mapping[FileInfo, int] = field(default_factory=dict, kw_only=True)
 
     @property
     def num_bytes(self) -> int:
@@ -88,7 +89,6 @@ def inspect_input(
     filetype: str,
     extensions: Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
-    remote_footers: bool = False,
     nulls_fit: bool = False,
     by_spark: bool = True,
     shown: bool = False,
@@ -103,10 +103,9 @@ def inspect_input(
         filetype: ``parquet``, ``jsonl`` or ``delta``.
         extensions: endings of files to take.
         columns: columns whose type must agree in all files; all when None.
-        remote_footers: look at files elsewhere than on a local disk, too.
         nulls_fit: files may have a column of nulls alone, without a type, that has one in others; they are read
             by the ``parts`` that this returns.
-        by_spark: Spark reads the columns, not Python tasks.
+        by_spark: whether Spark reads the columns, not Python tasks.
         shown: users read the files themselves, in sessions of their own.
 
     Raises:
@@ -120,12 +119,12 @@ def inspect_input(
     if found.kind == "delta":
         return JobInput(found, [], None, found.names)
     files = list_files(list(found.names), filetype=filetype, extensions=extensions)
-    if filetype != "parquet" or not (remote_footers or is_local(files[0].path)):
+    if filetype != "parquet":
         return JobInput(found, files, None, found.names)
     footers = parquet_footers(files)
     check_schemas(files, footers, columns=columns, nulls_fit=nulls_fit)
     shown = shown and conf_of(spark, VECTORIZED, "true") == "true"
-    if by_spark and check_packed(files, footers, columns=columns, shown=shown):
+    if check_packed(files, footers, columns=columns, by_spark=by_spark, shown=shown):
         with contextlib.suppress(Exception):  # its class differs between classic and Connect
             spark.conf.set(VECTORIZED, "false")
     times = conf_of(spark, "spark.sql.timeType.enabled") == "true"
@@ -133,7 +132,8 @@ def inspect_input(
         with contextlib.suppress(Exception):  # its class differs between classic and Connect
             spark.conf.set(NANOS_AS_LONG, "true")
     parts = null_parts(files, footers, columns=columns) if nulls_fit else {}
-    return JobInput(found, files, sum(footer.num_rows for footer in footers), found.names, parts=parts)
+    rows = {file: footer.num_rows for file, footer in zip(files, footers, strict=True)}
+    return JobInput(found, files, sum(rows.values()), found.names, parts=parts, rows=rows)
 
 
 def check_unchanged(

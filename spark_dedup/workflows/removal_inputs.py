@@ -215,6 +215,7 @@ def inspect(job: TextDuplicatesRemovalWorkflow, spark: SparkSession) -> RemovalI
         found.num_rows if num_rows is None else num_rows,
         found.paths,
         parts=found.parts,
+        rows=found.rows,
         df=df,
         listed=listed.source,
     )

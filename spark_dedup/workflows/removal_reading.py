@@ -116,6 +116,7 @@ def _made(
             files_per_partition=files_per_partition,
             schema=_schema(found),
             parts=found.parts,
+            rows=found.rows,
             as_lines=keeps_lines(job, found),
         )
 

@@ -18,6 +18,7 @@ from spark_dedup.outputs import exclusive
 from spark_dedup.parts import Parts
 from spark_dedup.paths import Location, delete, exists, normalise_path
 from spark_dedup.rules import TEXT_LENGTH, check_source_rules, with_text_length
+from spark_dedup.semantic.embeddings import embedding_width
 from spark_dedup.semantic.identify import check_eps
 from spark_dedup.semantic.ranking import (
     COSINE_DIST_TO_CENT_COL,
@@ -189,7 +190,8 @@ class SemanticDeduplicationWorkflow(KMeansStage):
         folders = self._folders()
         with parquet_as_it_is(session):
             found = self._inspect(session, folders)
-            dim = self._width(session, found)
+            df = self._read(session, found.parts)
+            dim = embedding_width(df, self.embedding_field, self.embedding_dim)
         rows = found.num_rows or 0
         sizes = [-(-rows // self.n_clusters)] * self.n_clusters
         known = exists(folders[0])
