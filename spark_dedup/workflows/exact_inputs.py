@@ -18,14 +18,8 @@ from spark_dedup.parts import parts_of
 from spark_dedup.paths import normalise_path
 from spark_dedup.progress import job_progress
 from spark_dedup.tables import ID, require_columns
-from spark_dedup.workflows.inputs import (
-    JobInput,
-    check_size,
-    inspect_input,
-    plain_files,
-    read_input,
-    split_settings,
-)
+from spark_dedup.workflows.arguments import check_size, split_settings
+from spark_dedup.workflows.inputs import JobInput, inspect_input, plain_files, read_input
 from spark_dedup.workflows.steps import refuse_finished
 from spark_dedup.workflows.unique_ids import check_unique_ids
 

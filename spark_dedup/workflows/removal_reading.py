@@ -15,13 +15,8 @@ from spark_dedup.ids.registry import IdRegistry
 from spark_dedup.listing import FileInfo, Named
 from spark_dedup.partitions import base_of
 from spark_dedup.workflows.inputs import read_input
-from spark_dedup.workflows.removal_inputs import (
-    RemovalInput,
-    columns_of,
-    ids_are_made,
-    is_grouped,
-    keeps_lines,
-)
+from spark_dedup.workflows.removal_arguments import columns_of, ids_are_made, is_grouped
+from spark_dedup.workflows.removal_inputs import RemovalInput, keeps_lines
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

@@ -18,9 +18,10 @@ from spark_dedup.paths import delete, normalise_path, spark_location, spark_path
 from spark_dedup.progress import job_progress
 from spark_dedup.removal import passes
 from spark_dedup.removal.delta import clone_without, drop_empty_files, view_query
+from spark_dedup.removal.hidden import hidden_by_id, hidden_by_range
 from spark_dedup.removal.lines import one_object, unescaped, with_field
 from spark_dedup.removal.text import count_documents, count_listed, remove_duplicates
-from spark_dedup.removal.vectors import clone_files, hidden_by_id, hidden_by_range
+from spark_dedup.removal.vectors import clone_files
 from spark_dedup.sql_ids import numbered_query
 from spark_dedup.tables import col, have_char
 from spark_dedup.workflows.remaining import (
@@ -31,15 +32,14 @@ from spark_dedup.workflows.remaining import (
     write_table,
     write_view,
 )
-from spark_dedup.workflows.removal_inputs import (
-    RemovalInput,
+from spark_dedup.workflows.removal_arguments import (
     fields_of,
     ids_are_made,
     is_grouped,
-    listed_ids,
     names_table,
     table_name,
 )
+from spark_dedup.workflows.removal_inputs import RemovalInput, listed_ids
 from spark_dedup.workflows.removal_reading import documents_of, ranges_of
 
 if TYPE_CHECKING:

@@ -30,8 +30,9 @@ from spark_dedup.semantic.ranking import (
 )
 from spark_dedup.session import active_or_build, require_checkpoints
 from spark_dedup.settings import parquet_as_it_is
+from spark_dedup.workflows.arguments import check_compression, check_count
 from spark_dedup.workflows.clusters import KMEANS_FOLDER, KMeansStage
-from spark_dedup.workflows.inputs import JobInput, check_compression, check_count
+from spark_dedup.workflows.inputs import JobInput
 from spark_dedup.workflows.planning import plan_of
 from spark_dedup.workflows.result import WorkflowResult
 from spark_dedup.workflows.semantic_matching import (
