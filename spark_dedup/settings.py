@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
+from spark_dedup.errors import first_line
+
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
@@ -64,9 +66,8 @@ def settings(spark: SparkSession, wanted: Mapping[str, str], *, reason: str | No
             try:
                 _take(spark, (session, key), value, mine)
             except Exception as error:  # its class differs between classic and Connect
-                first = str(error).splitlines()[0]
-                level = logging.DEBUG if reason is None else logging.WARNING
-                logger.log(level, "%s: this session no longer takes %s=%s (%s)", reason, key, value, first)
+                level, why = logging.DEBUG if reason is None else logging.WARNING, first_line(error)
+                logger.log(level, "%s: this session no longer takes %s=%s (%s)", reason, key, value, why)
         yield
     finally:  # of an interrupted start, too
         for key in held:

@@ -163,13 +163,28 @@ def test_intervals_are_named(spark, tmp_path):
         ExactDeduplicationWorkflow(input_path=tmp_path / "in", output_path=tmp_path / "out").run(spark)
 
 
-def test_what_arrow_does_not_know_is_named(tmp_path, monkeypatch):
-    """As the integers of 128 bits that Polars writes."""
+class OfAStoreError(Exception):
+    """Of a store's library, whose errors have no class in common with others, and often no words."""
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        # As of the integers of 128 bits that Polars writes.
+        (
+            pa.ArrowNotImplementedError("Integers with more than 64 bits not implemented"),
+            "Integers with more",
+        ),
+        (TimeoutError(), "TimeoutError"),
+        (OfAStoreError("slow down"), "slow down"),
+    ],
+)
+def test_footers_that_cannot_be_read_are_named(tmp_path, monkeypatch, error, says):
     pq.write_table(TABLE, tmp_path / "a.parquet")
 
     def refuse(_source):
-        raise pa.ArrowNotImplementedError("Integers with more than 64 bits not implemented")
+        raise error
 
     monkeypatch.setattr(pq, "read_metadata", refuse)
-    with pytest.raises(InputError, match=r"a\.parquet \(Integers with more than 64 bits"):
+    with pytest.raises(InputError, match=rf"1 unreadable parquet file\(s\): .*a\.parquet \({says}"):
         parquet_footers(list_files(tmp_path))

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from spark_dedup.errors import InputError
+from spark_dedup.errors import InputError, first_line
 from spark_dedup.footers import alike_columns, parquet_footers
 from spark_dedup.kernels.hashing import xxhash64_ints, xxhash64_longs, xxhash64_strings
 from spark_dedup.paths import is_local
@@ -243,6 +243,6 @@ def _read(path: str, groups: Sequence[RowGroup], columns: Sequence[str]) -> Iter
                 yield [a.cast(pa.string()) if pa.types.is_large_string(a.type) else a for a in arrays]
     except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"{path} cannot be read ({str(error).splitlines()[0]}): write it again or remove it; "
+            f"{path} cannot be read ({first_line(error)}): write it again or remove it; "
             "on a cluster, all workers must see it"
         ) from error
