@@ -24,6 +24,9 @@ NANOS_AS_LONG = "spark.sql.legacy.parquet.nanosAsLong"
 VECTORIZED = "spark.sql.parquet.enableVectorizedReader"
 """Spark's fast reader, which does not know numbers that are split into byte streams."""
 
+_VARIANT_PARTS = "spark.sql.variant.pushVariantIntoScan"
+"""Whether Spark reads parts of variants; with useV1SourceList without parquet, Spark 4.1 then loses all of them."""
+
 _CALENDAR = ("datetimeRebaseModeInRead", "datetimeRebaseModeInWrite", "int96RebaseModeInRead")
 
 
@@ -36,7 +39,7 @@ def conf_of(spark: SparkSession, key: str, default: str = "") -> str:
 
 
 def parquet_as_it_is(spark: SparkSession) -> AbstractContextManager[None]:
-    """Have parquet's timestamps written as they were read inside the block, where the session takes it.
+    """Have parquet's timestamps and variants written as they were read inside the block, if the session takes it.
 
     ``NANOS_AS_LONG``, which keeps a scan off the GPU, is off and ``VECTORIZED`` as it was until an input needs them
     otherwise; both are put back at the end.
@@ -47,7 +50,7 @@ def parquet_as_it_is(spark: SparkSession) -> AbstractContextManager[None]:
     # Spark's own default is INT96, which other readers take for nanoseconds, where far dates overflow.
     micros = {"spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS", NANOS_AS_LONG: "false"}
     reader = {VECTORIZED: conf_of(spark, VECTORIZED, "true")}
-    return settings(spark, {**micros, **unset, **reader})
+    return settings(spark, {**micros, **unset, **reader, _VARIANT_PARTS: "false"})
 
 
 @contextlib.contextmanager
