@@ -7,7 +7,7 @@ import uuid
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from spark_dedup.datasets import delta_detail, given_options, relation_of
+from spark_dedup.datasets import delta_detail, given_options
 from spark_dedup.ids import jsonl
 from spark_dedup.ids.files import match_urls
 from spark_dedup.ids.splits import on_gpu
@@ -17,7 +17,7 @@ from spark_dedup.outputs import staged
 from spark_dedup.paths import delete, normalise_path, spark_location, spark_path
 from spark_dedup.progress import job_progress
 from spark_dedup.removal import passes
-from spark_dedup.removal.delta import clone_without, drop_empty_files, view_query
+from spark_dedup.removal.delta import clone_without, drop_empty_files, shown_relation, view_query
 from spark_dedup.removal.hidden import hidden_by_id, hidden_by_range
 from spark_dedup.removal.lines import one_object, unescaped, with_field
 from spark_dedup.removal.text import count_documents, count_listed, remove_duplicates
@@ -172,7 +172,7 @@ def _hidden(
 
 def _relation(job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: RemovalInput) -> str:
     """Return the documents with their ids, as SQL names them in FROM."""
-    relation = relation_of(found.source, job.input_filetype)
+    relation = shown_relation(spark, found.source, job.input_filetype)
     if job.registry is None:
         return relation
     location = job.registry if is_table_name(job.registry) else normalise_path(job.registry)
