@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from spark_dedup.errors import InputError, MissingInputError, first_line
-from spark_dedup.listing import EXTENSIONS, FileInfo, Named, endings_of, list_files, named_paths
+from spark_dedup.listing import EXTENSIONS, FileInfo, Named, endings_of, list_files, named_paths, no_such_path
 from spark_dedup.names import is_table_name, path_relation, quote_name, split_name
 from spark_dedup.partitions import are_partitioned, base_of
 from spark_dedup.parts import Parts, read_parts
@@ -74,7 +74,7 @@ def find_source(spark: SparkSession, source: Named, *, filetype: str = "parquet"
     for path in paths:
         require_client(path)
         if not exists(path):
-            raise MissingInputError(f"no such path: {path}")
+            raise no_such_path(path)
     delta = [path for path in paths if exists(f"{path}/_delta_log")]
     if (delta or filetype == "delta") and len(paths) > 1:
         raise InputError("several paths cannot be read as Delta: name one Delta path, or a view over them")

@@ -6,9 +6,10 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from spark_dedup.errors import InputError
+from spark_dedup.errors import InputError, first_line
 from spark_dedup.paths import filesystem, is_local
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from spark_dedup.listing import FileInfo
 
-__all__ = ["alike_columns", "check_readable", "parquet_footers"]
+__all__ = ["alike_columns", "check_readable", "opened", "parquet_footers"]
 
 _THREADS = 16
 _MOST_DIGITS = 38
@@ -31,18 +32,17 @@ def parquet_footers(files: Sequence[FileInfo]) -> list[pa.parquet.FileMetaData]:
     Raises:
         InputError: naming up to five files that are truncated, no parquet, or encrypted.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     def read(file: FileInfo) -> pa.parquet.FileMetaData | str:
         try:
-            with _opened(file.path) as handle:
+            with opened(file.path) as handle:
                 footer = pq.read_metadata(handle)
                 # Arrow ends the process when it is asked for a column that is encrypted.
                 is_signed = _footer_length(handle) == footer.serialized_size + _SIGNATURE_BYTES
             return f"{file.path} (encrypted)" if is_signed else footer
-        except (pa.ArrowException, OSError) as error:
-            return f"{file.path} ({str(error).splitlines()[0]})"
+        except Exception as error:  # libraries of stores have classes of their own
+            return f"{file.path} ({first_line(error)})"
 
     with ThreadPoolExecutor(_THREADS) as pool:
         footers = list(pool.map(read, files))
@@ -54,13 +54,17 @@ def parquet_footers(files: Sequence[FileInfo]) -> list[pa.parquet.FileMetaData]:
     return footers
 
 
-def _opened(path: str) -> Any:
+def opened(path: str) -> AbstractContextManager[Any]:
+    """Open a file for Arrow to read, on any store."""
     import pyarrow as pa
 
+    found: AbstractContextManager[Any]
     if is_local(path):
-        return pa.OSFile(path)
-    fs, inner = filesystem(path)
-    return fs.open(inner)
+        found = pa.OSFile(path)
+    else:
+        fs, inner = filesystem(path)
+        found = fs.open(inner)
+    return found
 
 
 def _footer_length(handle: Any) -> int:

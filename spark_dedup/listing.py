@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -22,6 +23,7 @@ __all__ = [
     "is_small",
     "list_files",
     "named_paths",
+    "no_such_path",
 ]
 
 Named = Location | Sequence[Location]
@@ -101,7 +103,7 @@ def list_files(
     roots = [normalise_path(path) for path in named_paths(source)]
     for path in roots:
         if not exists(path):
-            raise MissingInputError(f"no such path: {path}")
+            raise no_such_path(path)
         walk = _walk_local if is_local(path) else _walk_remote
         here = set(walk(path, wanted, by_spark))
         if not here:
@@ -130,7 +132,19 @@ def check_there(source: Named) -> None:
     """
     for path in (normalise_path(path) for path in named_paths(source) if not is_table_name(path)):
         if is_local(path) and not os.path.exists(path):
-            raise MissingInputError(f"no such path: {path}")
+            raise no_such_path(path)
+
+
+def no_such_path(path: str) -> MissingInputError:
+    """Return the error of a path that is not there; where Delta takes it for an older version, how to read that."""
+    travel = re.fullmatch(r"(.+)@(?:v(\d+)|\d{17})", path)
+    if travel is None or not exists(f"{travel[1]}/_delta_log"):
+        return MissingInputError(f"no such path: {path}")
+    option = f"versionAsOf={travel[2]}" if travel[2] else "timestampAsOf"
+    return MissingInputError(
+        f"no such path: {path}; name the table {travel[1]} and, for its rows of then, the reader's option {option} "
+        "(read_kwargs, of removal input_kwargs)"
+    )
 
 
 def is_small(source: Named) -> bool:

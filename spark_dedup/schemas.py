@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from spark_dedup.listing import FileInfo
 
-__all__ = ["check_columns", "check_schemas", "null_parts"]
+__all__ = ["check_schemas", "null_parts"]
 
 
 def check_schemas(
@@ -56,33 +56,6 @@ def check_schemas(
             f"{file.path} has another schema: column {name!r} is {here}, in {files[0].path} it is {there}"
             f"{why}. {mend}"
         )
-
-
-def check_columns(
-    files: Sequence[FileInfo], footers: Sequence[pa.parquet.FileMetaData], columns: Sequence[str]
-) -> None:
-    """Check that every parquet file has some columns: Spark reads one that is absent as nulls and says nothing.
-
-    Args:
-        files: the files.
-        footers: their footers, in the same order.
-        columns: names as Spark reads them, of any case.
-
-    Raises:
-        InputError: naming a file and the column that it lacks.
-    """
-    seen: list[pa.parquet.ParquetSchema] = []
-    for file, footer in zip(files, footers, strict=True):
-        if seen and footer.schema.equals(seen[-1]):
-            continue
-        own = {name.lower() for name in footer.schema.to_arrow_schema().names}
-        missing = [name for name in columns if name.lower() not in own]
-        if missing:
-            raise InputError(
-                f"{file.path} has another schema: it has no column {missing[0]!r}, which would be read as nulls. "
-                "Read it apart or write it again with that column"
-            )
-        seen = [footer.schema]
 
 
 def null_parts(

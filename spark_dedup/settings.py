@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
+from spark_dedup.errors import first_line
+
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
@@ -22,6 +24,9 @@ NANOS_AS_LONG = "spark.sql.legacy.parquet.nanosAsLong"
 VECTORIZED = "spark.sql.parquet.enableVectorizedReader"
 """Spark's fast reader, which does not know numbers that are split into byte streams."""
 
+_VARIANT_PARTS = "spark.sql.variant.pushVariantIntoScan"
+"""Whether Spark reads parts of variants; with useV1SourceList without parquet, Spark 4.1 then loses all of them."""
+
 _CALENDAR = ("datetimeRebaseModeInRead", "datetimeRebaseModeInWrite", "int96RebaseModeInRead")
 
 
@@ -34,7 +39,7 @@ def conf_of(spark: SparkSession, key: str, default: str = "") -> str:
 
 
 def parquet_as_it_is(spark: SparkSession) -> AbstractContextManager[None]:
-    """Have parquet's timestamps written as they were read inside the block, where the session takes it.
+    """Have parquet's timestamps and variants written as they were read inside the block, if the session takes it.
 
     ``NANOS_AS_LONG``, which keeps a scan off the GPU, is off and ``VECTORIZED`` as it was until an input needs them
     otherwise; both are put back at the end.
@@ -45,7 +50,7 @@ def parquet_as_it_is(spark: SparkSession) -> AbstractContextManager[None]:
     # Spark's own default is INT96, which other readers take for nanoseconds, where far dates overflow.
     micros = {"spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS", NANOS_AS_LONG: "false"}
     reader = {VECTORIZED: conf_of(spark, VECTORIZED, "true")}
-    return settings(spark, {**micros, **unset, **reader})
+    return settings(spark, {**micros, **unset, **reader, _VARIANT_PARTS: "false"})
 
 
 @contextlib.contextmanager
@@ -64,9 +69,8 @@ def settings(spark: SparkSession, wanted: Mapping[str, str], *, reason: str | No
             try:
                 _take(spark, (session, key), value, mine)
             except Exception as error:  # its class differs between classic and Connect
-                first = str(error).splitlines()[0]
-                level = logging.DEBUG if reason is None else logging.WARNING
-                logger.log(level, "%s: this session no longer takes %s=%s (%s)", reason, key, value, first)
+                level, why = logging.DEBUG if reason is None else logging.WARNING, first_line(error)
+                logger.log(level, "%s: this session no longer takes %s=%s (%s)", reason, key, value, why)
         yield
     finally:  # of an interrupted start, too
         for key in held:

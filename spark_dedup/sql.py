@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from spark_dedup import ledger as ledgers
-from spark_dedup.datasets import Source, find_source, relation_of
+from spark_dedup.datasets import Source, find_source
 from spark_dedup.errors import InputError, first_line
 from spark_dedup.ledger import DONE, Ledger
 from spark_dedup.ledger_runs import describe_input
 from spark_dedup.listing import list_files
 from spark_dedup.names import literal, quote_name, split_name
 from spark_dedup.paths import on_databricks
-from spark_dedup.removal.delta import check_flat
+from spark_dedup.removal.delta import check_flat, shown_relation
 from spark_dedup.settings import conf_of
 from spark_dedup.sql_ids import id_ranges_query, numbered_query, registry_relation
 from spark_dedup.tables import ID, have_char, quote
@@ -198,7 +198,7 @@ class _Shown:
 
 def _documents(spark: SparkSession, documents: str | os.PathLike[str], filetype: str) -> _Shown:
     found = find_source(spark, documents, filetype=filetype)
-    relation = relation_of(found, filetype)
+    relation = shown_relation(spark, found, filetype)
     if found.kind == "files":
         check_flat(list_files(list(found.names), filetype=filetype), found)
     try:

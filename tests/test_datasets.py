@@ -315,6 +315,16 @@ def test_an_older_version_of_a_table(spark, tmp_path):
             assert read_dataset(spark, source, read_kwargs={"versionAsOf": 0}).count() == 3
     finally:
         spark.sql("DROP TABLE versions")
+    for asked, option in (
+        ("v0", "versionAsOf=0"),
+        ("20260101000000000", "timestampAsOf"),
+    ):  # as Delta spells it
+        says = rf"no such path: {tmp_path}/t@{asked}; name the table {tmp_path}/t and, .* option {option} \("
+        for read in (lambda path: read_dataset(spark, path), listing.check_there):
+            with pytest.raises(FileNotFoundError, match=says):
+                read(f"{tmp_path}/t@{asked}")
+    with pytest.raises(FileNotFoundError, match=r"no such path: .*/other@v0$"):
+        list_files(f"{tmp_path}/other@v0")
 
 
 def test_an_unknown_catalog_is_one_line(spark):

@@ -21,6 +21,7 @@ from spark_dedup.ids.splits import count_splits, on_gpu, rows_by_url
 from spark_dedup.listing import FileInfo, list_files
 from spark_dedup.partitions import are_partitioned, partition_values
 from spark_dedup.parts import Parts
+from spark_dedup.settings import VECTORIZED, conf_of
 from spark_dedup.tables import ID, col, require_columns
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def read_documents(
     registered is an error. Rows of a Delta table have the ids of their places in its data files, deleted rows
     included: they last until a command such as OPTIMIZE or UPDATE moves the rows to new files.
 
-    On the driver: listing, counting (parquet from footers; JSON lines by one job) and one registry commit. In
+    On the driver: listing, looking at files (parquet by footers; JSON lines by one job) and one registry commit. In
     tasks: the scan and a broadcast join with one row per file or split; nothing is shuffled. With RAPIDS the plan
     stays on the GPU; for that one more job counts the rows of each split.
 
@@ -91,7 +92,8 @@ def read_documents(
         replaced, with a warning.
 
     Raises:
-        InputError: a truncated file, another schema, an absent column, malformed lines; names files and lines.
+        InputError: a truncated file, another schema, an absent column, one packed as this session does not read,
+            malformed lines; names files and lines, and makes no registry.
         StaleBatchError: files changed since they were registered.
         MissingInputError: no such path, or no files.
     """
@@ -122,6 +124,7 @@ def documents(
     files_per_partition: int | None = None,
     schema: StructType | None = None,
     parts: Parts | None = None,
+    rows: Mapping[FileInfo, int] | None = None,
     as_lines: bool = False,
     arrays: bool = True,
 ) -> Documents:
@@ -130,8 +133,8 @@ def documents(
     The arguments are the same but for ``register_new``, which, when False, makes a file that the registry does not
     know a ``KeyError``, ``blocksize`` and ``files_per_partition``, by which Curator batched the files, ``schema``,
     where that of the files is known already or must not depend on which of them are read, ``parts``, as for
-    ``read_dataset``, ``as_lines``, with which JSON lines are a column ``jsonl.LINE`` as they stand, and ``arrays``:
-    a line may be one of objects.
+    ``read_dataset``, ``rows`` of the parquet files, where a job has looked at them, ``as_lines``, with which JSON
+    lines are a column ``jsonl.LINE`` as they stand, and ``arrays``: a line may be one of objects.
     """
     if on_bad_lines not in ("error", "skip"):
         raise InputError(f'on_bad_lines must be "error" or "skip", not {on_bad_lines!r}')
@@ -166,7 +169,7 @@ def documents(
     reader = spark.read.options(**given_options(read_kwargs))
     df = read_files(reader, source, filetype, extensions, schema=schema, parts=parts)
     return _parquet_documents(
-        spark, df, ranges_by, registry, source, files, columns, nulls_fit=parts is not None
+        spark, df, ranges_by, registry, source, files, columns, rows, nulls_fit=parts is not None
     )
 
 
@@ -194,15 +197,19 @@ def _parquet_documents(
     source: Source,
     files: Sequence[FileInfo],
     columns: Sequence[str] | None,
+    rows: Mapping[FileInfo, int] | None,
     *,
     nulls_fit: bool,
 ) -> Documents:
     kept = _kept(df.columns, columns, source)
-    ids = _opened(spark, registry)
     in_folders = partition_values(files[0], source.names) if are_partitioned(files, source.names) else {}
-    # Against what Spark reads, as files that are known already are not looked at again.
     stored = [name for name in kept if name not in in_folders]
-    ranges = ranges_by(ids, partial(count_parquet, columns=stored, nulls_fit=nulls_fit))
+    fast = conf_of(spark, VECTORIZED, "true") == "true"
+    count_rows = partial(count_parquet, columns=stored, nulls_fit=nulls_fit, shown=fast)
+    if rows is None:  # files that the registry knows, too: they may be packed as this session does not read
+        rows = dict(zip(files, count_rows(files), strict=True))
+    ids = _opened(spark, registry)
+    ranges = ranges_by(ids, partial(count_rows, known=rows))
     urls = match_urls(df.inputFiles(), [file.path for file in files])
     if on_gpu(spark) or not has_row_index(df):  # spark.sql.sources.useV1SourceList without parquet
         return _documents(number_by_split(spark, df, ranges, kept, count_splits(df), ids), ranges)

@@ -7,12 +7,12 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from spark_dedup.datasets import relation_of, table_format
+from spark_dedup.datasets import ANY_LENGTH, relation_of, table_format
 from spark_dedup.errors import InputError
 from spark_dedup.ids.batches import named_few
 from spark_dedup.ids.files import path_of
 from spark_dedup.partitions import are_partitioned
-from spark_dedup.paths import filesystem, spark_path
+from spark_dedup.paths import filesystem, on_databricks, spark_path
 from spark_dedup.settings import settings
 from spark_dedup.tables import as_compared, col, have_char, quote
 
@@ -30,6 +30,7 @@ __all__ = [
     "check_flat",
     "clone_without",
     "drop_empty_files",
+    "shown_relation",
     "view_query",
 ]
 
@@ -125,6 +126,20 @@ def _is_named(fs: AbstractFileSystem, log: str, name: str) -> bool:
                 if any(name.encode() in line for line in commit):
                     return True
     return False
+
+
+def shown_relation(spark: SparkSession, source: Source, filetype: str) -> str:
+    """Return a dataset as views name it in FROM: JSON lines with strings of any length, where SQL takes options."""
+    relation = relation_of(source, filetype)
+    # On Databricks this clause names credentials.
+    if (
+        (source.kind, filetype) != ("files", "jsonl")
+        or int(spark.version.split(".")[0]) < 4
+        or on_databricks()
+    ):
+        return relation
+    options = ", ".join(f"'{name}' = '{value}'" for name, value in ANY_LENGTH.items())
+    return f"{relation} WITH ({options})"
 
 
 def view_query(

@@ -10,16 +10,15 @@ import heapq
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from spark_dedup.datasets import read_dataset
-from spark_dedup.footers import parquet_footers
+from spark_dedup.footers import opened, parquet_footers
 from spark_dedup.listing import FileInfo
 from spark_dedup.paths import filesystem, is_local, spark_location, spark_path
 from spark_dedup.semantic.assign import CENTROID_COL
@@ -149,7 +148,7 @@ def _table(folder: str, cluster: int, columns: Sequence[str]) -> pa.Table:
     """Read columns of a cluster, named by their places."""
     tables = []
     for path, _ in _parquet_files(f"{folder}/{CENTROID_COL}={cluster}"):
-        with _opened(path) as source, pq.ParquetFile(source) as file:
+        with opened(path) as source, pq.ParquetFile(source) as file:
             table = file.read(columns=list(columns), use_threads=False)
             tables.append(table.select(list(columns)).rename_columns([f"c{i}" for i in range(len(columns))]))
     return pa.concat_tables(tables)
@@ -205,7 +204,7 @@ def _read(piece: _Piece, columns: Sequence[str], place: int) -> Iterator[pa.Reco
     """Read a piece; the cluster's number is in the path."""
     cluster = _cluster_of(piece.path)
     stored = [name for name in columns if name != CENTROID_COL]
-    with _opened(piece.path) as source, pq.ParquetFile(source) as file:
+    with opened(piece.path) as source, pq.ParquetFile(source) as file:
         count = file.num_row_groups
         groups = range(piece.number * count // piece.of, (piece.number + 1) * count // piece.of)
         if not groups:
@@ -218,16 +217,6 @@ def _read(piece: _Piece, columns: Sequence[str], place: int) -> Iterator[pa.Reco
             dim = len(embeddings[0]) if len(embeddings) else 0
             arrays[place] = packed_matrix(to_matrix(embeddings, dim))
             yield pa.RecordBatch.from_arrays(arrays, [f"c{i}" for i in range(len(arrays))])
-
-
-def _opened(path: str) -> AbstractContextManager[Any]:
-    opened: AbstractContextManager[Any]
-    if is_local(path):
-        opened = pa.OSFile(path)
-    else:
-        fs, inner = filesystem(path)
-        opened = fs.open(inner)
-    return opened
 
 
 def files_below(folder: str) -> list[tuple[str, int]]:

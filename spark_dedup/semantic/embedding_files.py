@@ -20,12 +20,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from spark_dedup.errors import InputError
+from spark_dedup.errors import InputError, first_line
 from spark_dedup.footers import alike_columns, parquet_footers
 from spark_dedup.kernels.hashing import xxhash64_ints, xxhash64_longs, xxhash64_strings
 from spark_dedup.paths import is_local
 from spark_dedup.semantic.embeddings import PROBE_ROWS, commonest
-from spark_dedup.settings import VECTORIZED
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -39,7 +38,6 @@ __all__ = [
     "find_embedding_files",
     "keyed_rows",
     "plain_rows",
-    "reader_settings",
 ]
 
 _KEYS = ("tinyint", "smallint", "int", "bigint", "string")
@@ -49,7 +47,6 @@ _VECTORS = {pa.float32(): "array<float>", pa.float64(): "array<double>"}
 _PARTS_PER_SLOT = 4
 _LEAST_BYTES, _MOST_BYTES = 8 << 20, 128 << 20
 _MOST_GROUPS = 100_000
-_PROBED_FILES = 16
 _UNEVEN_SHARE, _UNEVEN_ROWS = 0.05, 4096
 _BATCH_ROWS, _BATCH_BYTES = 8192, 8 << 20
 _BUFFER_BYTES = 1 << 20
@@ -246,17 +243,6 @@ def _read(path: str, groups: Sequence[RowGroup], columns: Sequence[str]) -> Iter
                 yield [a.cast(pa.string()) if pa.types.is_large_string(a.type) else a for a in arrays]
     except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"{path} cannot be read ({str(error).splitlines()[0]}): write it again or remove it; "
+            f"{path} cannot be read ({first_line(error)}): write it again or remove it; "
             "on a cluster, all workers must see it"
         ) from error
-
-
-def reader_settings(files: Sequence[FileInfo]) -> dict[str, str]:
-    """Return the setting that reads floats split into byte streams, which Spark's fast reader does not."""
-    checked = [f for f in files if f.path.endswith(".parquet") and is_local(f.path)]
-    for footer in parquet_footers(checked[:_PROBED_FILES]):
-        for group in range(footer.num_row_groups):
-            columns = [footer.row_group(group).column(i) for i in range(footer.num_columns)]
-            if any("BYTE_STREAM_SPLIT" in column.encodings for column in columns):
-                return {VECTORIZED: "false"}
-    return {}

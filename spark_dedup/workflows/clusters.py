@@ -21,12 +21,12 @@ from spark_dedup.paths import Location, normalise_path
 from spark_dedup.progress import job_progress
 from spark_dedup.semantic.assign import check_kept, require_arrow
 from spark_dedup.semantic.cluster_files import parquet_codec, require_parquet
-from spark_dedup.semantic.embedding_files import EmbeddingFiles, find_embedding_files, reader_settings
-from spark_dedup.semantic.embeddings import array_column, check_dim, check_invalid_option, embedding_width
+from spark_dedup.semantic.embedding_files import EmbeddingFiles, find_embedding_files
+from spark_dedup.semantic.embeddings import array_column, check_dim, check_invalid_option
 from spark_dedup.semantic.kmeans import check_init, check_parameters
 from spark_dedup.semantic.ranking import check_seed
 from spark_dedup.session import active_or_build
-from spark_dedup.settings import parquet_as_it_is, settings
+from spark_dedup.settings import parquet_as_it_is
 from spark_dedup.tables import col, require_columns
 from spark_dedup.workflows.inputs import (
     JobInput,
@@ -155,11 +155,6 @@ class KMeansStage:
         """Return the folders that are replaced; no input may lie in them."""
         return [f"{normalise_path(self.output_path)}/{KMEANS_FOLDER}"]
 
-    def _width(self, spark: SparkSession, found: JobInput) -> int:
-        """Return the length of an embedding."""
-        with settings(spark, reader_settings(found.files), reason=type(self).__name__):
-            return embedding_width(self._read(spark, found.parts), self.embedding_field, self.embedding_dim)
-
     def _steps(
         self, spark: SparkSession, folder: str, found: JobInput, owned: Sequence[str]
     ) -> AbstractContextManager[Steps]:
@@ -181,8 +176,7 @@ class KMeansStage:
         """Return the outcome of the k-means step, which runs unless it is finished."""
         done = steps.result("kmeans")
         if done is None:
-            with settings(spark, reader_settings(found.files), reason=type(self).__name__):
-                done = self._cluster(spark, found, folder, options)
+            done = self._cluster(spark, found, folder, options)
             check_unchanged(found, filetype=self.input_filetype, extensions=self.input_file_extensions)
             steps.finish("kmeans", done, wrote=[KMEANS_FOLDER])
         return done

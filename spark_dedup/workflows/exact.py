@@ -19,6 +19,7 @@ from spark_dedup.paths import Location, normalise_path
 from spark_dedup.rules import check_source_rules
 from spark_dedup.session import active_or_build
 from spark_dedup.settings import parquet_as_it_is, settings
+from spark_dedup.workflows.arguments import check_compression, check_count, check_size, session_with
 from spark_dedup.workflows.exact_inputs import (
     DEFAULT_BLOCKSIZE,
     GENERATOR_FILE,
@@ -41,14 +42,7 @@ from spark_dedup.workflows.exact_matching import (
     remove,
     safety_stop,
 )
-from spark_dedup.workflows.inputs import (
-    check_compression,
-    check_count,
-    check_size,
-    check_unchanged,
-    session_with,
-    table_version,
-)
+from spark_dedup.workflows.inputs import check_unchanged, table_version
 from spark_dedup.workflows.planning import plan_of
 from spark_dedup.workflows.result import WorkflowResult
 from spark_dedup.workflows.steps import Steps, fingerprint, steps_of

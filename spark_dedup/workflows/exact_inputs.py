@@ -18,14 +18,8 @@ from spark_dedup.parts import parts_of
 from spark_dedup.paths import normalise_path
 from spark_dedup.progress import job_progress
 from spark_dedup.tables import ID, require_columns
-from spark_dedup.workflows.inputs import (
-    JobInput,
-    check_size,
-    inspect_input,
-    plain_files,
-    read_input,
-    split_settings,
-)
+from spark_dedup.workflows.arguments import check_size, split_settings
+from spark_dedup.workflows.inputs import JobInput, inspect_input, plain_files, read_input
 from spark_dedup.workflows.steps import refuse_finished
 from spark_dedup.workflows.unique_ids import check_unique_ids
 
@@ -110,7 +104,6 @@ def inspect(job: ExactDeduplicationWorkflow, spark: SparkSession, output: str) -
         filetype=job.input_filetype,
         extensions=job.input_file_extensions,
         columns=None if job.perform_removal else wanted,  # removal writes all of them
-        remote_footers=not job.assign_id,  # making ids looks at them as well
         nulls_fit=True,
     )
     parts = parts_of(found.parts, wanted)
@@ -145,7 +138,7 @@ def inspect(job: ExactDeduplicationWorkflow, spark: SparkSession, output: str) -
             num_rows = check_unique_ids(spark, df, job.id_field, files=plain)
     elif found.source.kind == "files":
         num_rows = found.num_rows
-    return Documents(found.source, found.files, num_rows, found.paths, parts=parts, df=df)
+    return Documents(found.source, found.files, num_rows, found.paths, parts=parts, rows=found.rows, df=df)
 
 
 def with_ids(
@@ -166,6 +159,7 @@ def with_ids(
             extensions=job.input_file_extensions,
             schema=found.df.schema if found.source.kind == "files" else None,
             parts=found.parts,
+            rows=found.rows,
             arrays=_may_be_arrays(job, found),
         )
     # The ids of a Delta table count the rows that deletion vectors hide, too.

@@ -21,13 +21,10 @@ from spark_dedup.errors import InputError
 from spark_dedup.footers import check_readable, parquet_footers
 from spark_dedup.ids import jsonl
 from spark_dedup.ids.batches import named_few
-from spark_dedup.ids.curator import parse_bytes
 from spark_dedup.ids.splits import rows_by_url
 from spark_dedup.listing import FileInfo, Named, list_files
 from spark_dedup.parts import Parts
-from spark_dedup.paths import is_local
 from spark_dedup.schemas import check_schemas, null_parts
-from spark_dedup.session import active_or_build
 from spark_dedup.settings import NANOS_AS_LONG, VECTORIZED, conf_of
 from spark_dedup.tables import col, require_columns
 
@@ -37,24 +34,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "JobInput",
-    "check_compression",
-    "check_count",
-    "check_size",
     "check_unchanged",
     "inspect_input",
     "plain_files",
     "read_input",
-    "session_with",
-    "split_settings",
     "table_version",
 ]
 
 logger = logging.getLogger(__name__)
-
-_CODECS = {
-    "parquet": ("none", "uncompressed", "snappy", "gzip", "lzo", "brotli", "lz4", "lz4_raw", "zstd"),
-    "jsonl": ("none", "uncompressed", "bzip2", "deflate", "gzip", "lz4", "snappy"),
-}
 
 
 @dataclass(frozen=True)
@@ -67,6 +54,7 @@ class JobInput:
         num_rows: rows by the footers of parquet files; None where only reading would tell.
         paths: paths that no output may touch.
         parts: what has no type in which files, as ``read_dataset`` takes it.
+        rows: those of each parquet file.
     """
 
     source: Source
@@ -74,6 +62,7 @@ class JobInput:
     num_rows: int | None
     paths: tuple[str, ...] = ()
     parts: Parts = field(default_factory=dict, kw_only=True)
+    rows: Mapping[FileInfo, int] = field(default_factory=dict, kw_only=True)
 
     @property
     def num_bytes(self) -> int:
@@ -88,7 +77,6 @@ def inspect_input(
     filetype: str,
     extensions: Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
-    remote_footers: bool = False,
     nulls_fit: bool = False,
     by_spark: bool = True,
     shown: bool = False,
@@ -103,10 +91,9 @@ def inspect_input(
         filetype: ``parquet``, ``jsonl`` or ``delta``.
         extensions: endings of files to take.
         columns: columns whose type must agree in all files; all when None.
-        remote_footers: look at files elsewhere than on a local disk, too.
         nulls_fit: files may have a column of nulls alone, without a type, that has one in others; they are read
             by the ``parts`` that this returns.
-        by_spark: Spark reads the columns, not Python tasks.
+        by_spark: whether Spark reads the columns, not Python tasks.
         shown: users read the files themselves, in sessions of their own.
 
     Raises:
@@ -120,12 +107,12 @@ def inspect_input(
     if found.kind == "delta":
         return JobInput(found, [], None, found.names)
     files = list_files(list(found.names), filetype=filetype, extensions=extensions)
-    if filetype != "parquet" or not (remote_footers or is_local(files[0].path)):
+    if filetype != "parquet":
         return JobInput(found, files, None, found.names)
     footers = parquet_footers(files)
     check_schemas(files, footers, columns=columns, nulls_fit=nulls_fit)
     shown = shown and conf_of(spark, VECTORIZED, "true") == "true"
-    if by_spark and check_packed(files, footers, columns=columns, shown=shown):
+    if check_packed(files, footers, columns=columns, by_spark=by_spark, shown=shown):
         with contextlib.suppress(Exception):  # its class differs between classic and Connect
             spark.conf.set(VECTORIZED, "false")
     times = conf_of(spark, "spark.sql.timeType.enabled") == "true"
@@ -133,7 +120,8 @@ def inspect_input(
         with contextlib.suppress(Exception):  # its class differs between classic and Connect
             spark.conf.set(NANOS_AS_LONG, "true")
     parts = null_parts(files, footers, columns=columns) if nulls_fit else {}
-    return JobInput(found, files, sum(footer.num_rows for footer in footers), found.names, parts=parts)
+    rows = {file: footer.num_rows for file, footer in zip(files, footers, strict=True)}
+    return JobInput(found, files, sum(rows.values()), found.names, parts=parts, rows=rows)
 
 
 def check_unchanged(
@@ -237,59 +225,6 @@ def read_input(
     if skipped:
         df = df.where(jsonl.bad_text().isNull())
     return df.select(*kept), sum(rows_by_url(splits).values()) - skipped
-
-
-def check_count(name: str, value: object) -> None:
-    """Check that an argument is a whole number of at least 1.
-
-    Raises:
-        InputError: it is none; names the argument.
-    """
-    if type(value) is not int or value < 1:
-        raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
-
-
-def check_size(size: int | str) -> int:
-    """Return a size in bytes, as ``parse_bytes`` reads it.
-
-    Raises:
-        InputError: for anything else, or a size below one byte.
-    """
-    value = parse_bytes(size)
-    if value < 1:
-        raise InputError(f"{size!r} is no size: it must be positive")
-    return value
-
-
-def check_compression(options: Mapping[str, Any] | None, *, argument: str, filetype: str = "parquet") -> None:
-    """Check the compression that options of a writer name, which Spark itself looks at when it writes.
-
-    Raises:
-        InputError: with those there are.
-    """
-    names = [value for key, value in (options or {}).items() if key.lower() == "compression"]
-    named = str(names[0]).lower() if names and names[0] is not None else "none"
-    # JSON lines take a class of Hadoop's as well.
-    if named not in _CODECS[filetype] and not (filetype == "jsonl" and "." in named):
-        raise InputError(f"{argument}: compression {names[0]!r} is not one of {', '.join(_CODECS[filetype])}")
-
-
-def split_settings(blocksize: int | str | None) -> dict[str, str]:
-    """Return the Spark setting that cuts input into pieces of at most ``blocksize``."""
-    return {} if blocksize is None else {"spark.sql.files.maxPartitionBytes": str(check_size(blocksize))}
-
-
-def session_with(
-    spark: SparkSession | None, startup: Mapping[str, str], *, device: str, reason: str
-) -> SparkSession:
-    """Return the given, the active, or a new session; warn where it can no longer take settings of its start."""
-    session = active_or_build(spark, device=device, conf=startup)
-    for key, value in startup.items():
-        if conf_of(session, key) != value:
-            logger.warning(
-                "%s: this session no longer takes %s=%s: give it to the session's start", reason, key, value
-            )
-    return session
 
 
 def table_version(

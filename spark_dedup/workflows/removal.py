@@ -16,8 +16,9 @@ from spark_dedup.paths import Location, normalise_path
 from spark_dedup.session import active_or_build
 from spark_dedup.settings import parquet_as_it_is, settings
 from spark_dedup.tables import ID
-from spark_dedup.workflows.inputs import split_settings
-from spark_dedup.workflows.removal_inputs import check_arguments, inspect, is_there, listed_ids, names_table
+from spark_dedup.workflows.arguments import split_settings
+from spark_dedup.workflows.removal_arguments import check_arguments, names_table
+from spark_dedup.workflows.removal_inputs import inspect, is_there, listed_ids
 from spark_dedup.workflows.removal_writing import write
 from spark_dedup.workflows.result import WorkflowResult
 

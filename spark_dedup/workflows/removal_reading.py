@@ -19,14 +19,8 @@ from spark_dedup.paths import normalise_path
 from spark_dedup.removal import passes
 from spark_dedup.tables import col
 from spark_dedup.workflows.inputs import read_input
-from spark_dedup.workflows.removal_inputs import (
-    RemovalInput,
-    columns_of,
-    fields_of,
-    ids_are_made,
-    is_grouped,
-    keeps_lines,
-)
+from spark_dedup.workflows.removal_arguments import columns_of, fields_of, ids_are_made, is_grouped
+from spark_dedup.workflows.removal_inputs import RemovalInput, keeps_lines
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -172,6 +166,7 @@ def _made(
             files_per_partition=files_per_partition,
             schema=_schema(found),
             parts=found.parts,
+            rows=found.rows,
             as_lines=keeps_lines(job, found),
         )
 

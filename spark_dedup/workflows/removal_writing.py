@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from spark_dedup.datasets import delta_detail, given_options, relation_of
+from spark_dedup.datasets import delta_detail, given_options
 from spark_dedup.ids import jsonl
 from spark_dedup.ids.files import match_urls
 from spark_dedup.ids.splits import on_gpu
@@ -18,10 +18,11 @@ from spark_dedup.outputs import staged
 from spark_dedup.paths import delete, spark_location, spark_path
 from spark_dedup.progress import job_progress
 from spark_dedup.removal import passes
-from spark_dedup.removal.delta import clone_without, drop_empty_files, view_query
+from spark_dedup.removal.delta import clone_without, drop_empty_files, shown_relation, view_query
+from spark_dedup.removal.hidden import hidden_by_id, hidden_by_range
 from spark_dedup.removal.lines import one_object, unescaped, with_field
 from spark_dedup.removal.text import count_documents, count_listed, remove_duplicates
-from spark_dedup.removal.vectors import clone_files, hidden_by_id, hidden_by_range
+from spark_dedup.removal.vectors import clone_files
 from spark_dedup.sql_ids import numbered_query
 from spark_dedup.tables import col, have_char
 from spark_dedup.workflows.remaining import (
@@ -32,15 +33,14 @@ from spark_dedup.workflows.remaining import (
     write_table,
     write_view,
 )
-from spark_dedup.workflows.removal_inputs import (
-    RemovalInput,
+from spark_dedup.workflows.removal_arguments import (
     fields_of,
     ids_are_made,
     is_grouped,
-    listed_ids,
     names_table,
     table_name,
 )
+from spark_dedup.workflows.removal_inputs import RemovalInput, listed_ids
 from spark_dedup.workflows.removal_reading import documents_of, located_ids, ranges_of, registry_of
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _hidden(
 
 def _relation(job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: RemovalInput) -> str:
     """Return the documents with their ids, as SQL names them in FROM."""
-    relation = relation_of(found.source, job.input_filetype)
+    relation = shown_relation(spark, found.source, job.input_filetype)
     location = registry_of(job)
     if location is None:
         return relation

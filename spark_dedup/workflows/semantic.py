@@ -18,6 +18,7 @@ from spark_dedup.outputs import exclusive
 from spark_dedup.parts import Parts
 from spark_dedup.paths import Location, delete, exists, normalise_path
 from spark_dedup.rules import TEXT_LENGTH, check_source_rules, with_text_length
+from spark_dedup.semantic.embeddings import embedding_width
 from spark_dedup.semantic.identify import check_eps
 from spark_dedup.semantic.ranking import (
     COSINE_DIST_TO_CENT_COL,
@@ -29,8 +30,9 @@ from spark_dedup.semantic.ranking import (
 )
 from spark_dedup.session import active_or_build, require_checkpoints
 from spark_dedup.settings import parquet_as_it_is
+from spark_dedup.workflows.arguments import check_compression, check_count
 from spark_dedup.workflows.clusters import KMEANS_FOLDER, KMeansStage
-from spark_dedup.workflows.inputs import JobInput, check_compression, check_count
+from spark_dedup.workflows.inputs import JobInput
 from spark_dedup.workflows.planning import plan_of
 from spark_dedup.workflows.result import WorkflowResult
 from spark_dedup.workflows.semantic_matching import (
@@ -189,7 +191,8 @@ class SemanticDeduplicationWorkflow(KMeansStage):
         folders = self._folders()
         with parquet_as_it_is(session):
             found = self._inspect(session, folders)
-            dim = self._width(session, found)
+            df = self._read(session, found.parts)
+            dim = embedding_width(df, self.embedding_field, self.embedding_dim)
         rows = found.num_rows or 0
         sizes = [-(-rows // self.n_clusters)] * self.n_clusters
         known = exists(folders[0])

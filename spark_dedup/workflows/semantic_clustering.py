@@ -15,7 +15,7 @@ from spark_dedup.progress import job_progress
 from spark_dedup.semantic.assign import assign_clusters, cluster_layout
 from spark_dedup.semantic.cluster_files import write_centroids, write_clusters
 from spark_dedup.semantic.embedding_files import EmbeddingFiles
-from spark_dedup.semantic.kmeans import fit_kmeans
+from spark_dedup.semantic.kmeans import KMeansModel, fit_kmeans
 from spark_dedup.workflows.inputs import JobInput
 
 if TYPE_CHECKING:
@@ -51,25 +51,7 @@ def cluster(
         files: the same rows as files, where tasks can read them by themselves.
         codec: compression of the clusters' files, by Arrow's name.
     """
-    model = fit_kmeans(
-        df,
-        n_clusters=job.n_clusters,
-        embedding_field=job.embedding_field,
-        id_field=job.id_field,
-        embedding_dim=job.embedding_dim,
-        max_iter=job.max_iter,
-        tol=job.tol,
-        random_state=job.random_state,
-        init=job.init,
-        n_init=job.n_init,
-        oversampling_factor=job.oversampling_factor,
-        max_samples_per_batch=job.max_samples_per_batch,
-        fit_data_fraction=job.fit_data_fraction,
-        max_points_per_centroid=job.max_points_per_centroid,
-        invalid_embeddings=job.invalid_embeddings,
-        device=job.device,
-        files=files,
-    )
+    model = _fit(job, df, files)
     assigned = assign_clusters(
         df,
         model,
@@ -101,6 +83,28 @@ def cluster(
             "%d clusters of up to %d records, inertia %.6g", len(counts), max(counts), done["inertia"]
         )
     return done
+
+
+def _fit(job: KMeansStage, df: DataFrame, files: EmbeddingFiles | None) -> KMeansModel:
+    return fit_kmeans(
+        df,
+        n_clusters=job.n_clusters,
+        embedding_field=job.embedding_field,
+        id_field=job.id_field,
+        embedding_dim=job.embedding_dim,
+        max_iter=job.max_iter,
+        tol=job.tol,
+        random_state=job.random_state,
+        init=job.init,
+        n_init=job.n_init,
+        oversampling_factor=job.oversampling_factor,
+        max_samples_per_batch=job.max_samples_per_batch,
+        fit_data_fraction=job.fit_data_fraction,
+        max_points_per_centroid=job.max_points_per_centroid,
+        invalid_embeddings=job.invalid_embeddings,
+        device=job.device,
+        files=files,
+    )
 
 
 def _check_count(job: KMeansStage, found: JobInput, written: int) -> None:

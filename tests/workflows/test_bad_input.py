@@ -138,14 +138,12 @@ def test_exact_refuses(spark, tmp_path, case):
 
 
 @pytest.mark.parametrize("case", ["text", "other"])
-def test_files_that_differ_are_found_before_work(spark, tmp_path, case, monkeypatch):
-    """A remote file without texts would lose its rows as copies of ""; removal writes the other columns, too."""
+def test_files_that_differ_are_found_before_work(spark, tmp_path, case):
+    """A file without texts would lose its rows as copies of ""; removal writes the other columns, too."""
     lacks = {"text": "text", "other": "name"}[case]
     whole = GOOD.append_column("name", pa.array(["x", "y", "z"]))
     other = whole.set_column(0, "id", pa.array([4, 5, 6])).drop_columns([lacks])
     parquet(tmp_path / "in", whole, other)
-    if case == "text":
-        monkeypatch.setattr("spark_dedup.workflows.inputs.is_local", lambda path: False)
     job = {
         "text": {"assign_id": False, "id_field": "id"},
         "other": {"perform_removal": True},

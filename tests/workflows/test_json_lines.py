@@ -7,6 +7,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from spark_4 import OLD
 
 from spark_dedup import CURATOR_DEDUP_ID_STR as ID
 from spark_dedup import TextDuplicatesRemovalWorkflow, identify_exact, read_documents
@@ -149,3 +150,18 @@ def test_documents_of_over_twenty_million_characters(spark, json_lines):
     lines_job(json_lines).run(spark)
     assert [json.loads(line) for line in lines_of(json_lines / "out")] == [rows[0], rows[2]]
     assert not any("\\u00e9" in line for line in lines_of(json_lines / "out"))
+
+
+@pytest.mark.skipif(OLD, reason="SQL takes a reader's options since Spark 4.0")
+def test_views_show_documents_of_over_twenty_million_characters(spark, json_lines, views):
+    for path in (json_lines / "in" / "a.jsonl", json_lines / "in" / "deep" / "b.jsonl.gz"):
+        path.unlink()
+    (json_lines / "in" / "deep").rmdir()
+    rows = [{"id": 2, "t": "x" * 20_000_001}, {"id": 7, "t": "y"}]
+    (json_lines / "in" / "c.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    views.append("long_lines")
+    done = lines_job(json_lines, output_filetype="view", output_path="long_lines").run(spark)
+    assert done["num_documents_written"] == 1
+    assert [tuple(row) for row in spark.sql("SELECT id, length(t) FROM long_lines").collect()] == [
+        (2, 20_000_001)
+    ]
