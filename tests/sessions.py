@@ -6,6 +6,7 @@ import os
 
 import pytest
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 
 CONNECT = os.environ.get("SPARK_DEDUP_TEST_MASTER") == "connect"
 
@@ -20,6 +21,11 @@ def plan_of(df, kind="Physical"):
     with contextlib.redirect_stdout(io.StringIO()) as told:
         df.explain(mode="extended")
     return told.getvalue().partition(f"== {kind} Plan ==\n")[2].partition("\n== ")[0].strip()
+
+
+def partitions(df):
+    """Return how many partitions have rows."""
+    return df.select(F.spark_partition_id()).distinct().count()
 
 
 def another(spark):
