@@ -91,7 +91,7 @@ def s3_settings() -> dict[str, str]:
     with contextlib.suppress(Exception):  # a JVM that is gone, or that tells nothing, as on shared clusters
         if context is not None and context._jsc is not None:
             found |= dict(context._jsc.hadoopConfiguration().getValByRegex(_S3_SETTINGS))
-    session = getattr(SparkSession, "_instantiatedSession", None) or _connect_session()
+    session = _connect_session() or getattr(SparkSession, "_instantiatedSession", None)
     if session is not None:
         for name in _S3_NAMES:
             value = conf_of(session, f"fs.s3a.{name}") or conf_of(session, f"spark.hadoop.fs.s3a.{name}")

@@ -101,7 +101,8 @@ def build_session(
         conf: settings that win over ours.
 
     Raises:
-        InputError: no Java, no Spark, no GPU where one is asked for, or versions that do not work together.
+        InputError: no Java, no Spark, no GPU where one is asked for, versions that do not work together, or a
+            Spark Connect server that does not answer.
     """
     resolved = resolve_device(device, master=master)
     version = runtime.ensure_pyspark()
@@ -119,7 +120,7 @@ def build_session(
     builder = SparkSession.builder.appName(app_name)
     for key, value in settings.items():
         builder = builder.config(key, value)
-    with _no_java_chatter():
+    with _no_java_chatter(), _named_silence():
         session: SparkSession = builder.getOrCreate()
     return session
 
@@ -208,6 +209,21 @@ def _no_java_chatter() -> Iterator[None]:
         finally:
             os.dup2(saved, 2)
             os.close(saved)
+
+
+@contextlib.contextmanager
+def _named_silence() -> Iterator[None]:
+    """Name the Spark Connect server that does not answer; its client gives up after ten minutes."""
+    try:
+        yield
+    except Exception as error:  # its class is there only where Connect is installed
+        why = re.search(r'status = StatusCode\.\w+\s+details = "(.*)"', str(error))
+        if why is None:
+            raise
+        server = os.environ.get("SPARK_REMOTE", "").partition("/;")[0]  # a token may follow
+        raise InputError(
+            f"cannot connect to the Spark Connect server {server} ({why[1]}): start it, or mend SPARK_REMOTE"
+        ) from error
 
 
 def is_connect(spark: SparkSession) -> bool:

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from sessions import needs_classic
 
 from spark_dedup import class_archive
 from spark_dedup.class_archive import archive_options, make_archive
@@ -102,6 +103,7 @@ def test_old_archives_go(cache, monkeypatch):
     assert len(list(cache.iterdir())) == 4
 
 
+@needs_classic("JVM of this process")
 def test_a_local_session_starts_with_the_archive_of_this_environment(spark):
     beans = spark.sparkContext._jvm.java.lang.management.ManagementFactory
     given = list(beans.getRuntimeMXBean().getInputArguments())

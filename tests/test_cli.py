@@ -1,7 +1,6 @@
 """The command line as a user calls it: in this process for arguments, as real processes for whole jobs."""
 
 import json
-import os
 import subprocess
 import sys
 import uuid
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyspark
 import pytest
+from sessions import child_environment
 
 import spark_dedup.cli
 from spark_dedup import runtime
@@ -290,7 +290,7 @@ def test_spark_submit(docs, tmp_path):
         [submit, "--master", "local[2]", "--driver-memory", "1g", "--jars", jars, *confs,
          spark_dedup.cli.__file__, "exact", "--input", docs, "--output", tmp_path / "out", "--remove", "--json"],
         capture_output=True, text=True, timeout=300, cwd=tmp_path,
-        env={**os.environ, "PYSPARK_PYTHON": sys.executable, "PYSPARK_DRIVER_PYTHON": sys.executable},
+        env={**child_environment(), "PYSPARK_PYTHON": sys.executable, "PYSPARK_DRIVER_PYTHON": sys.executable},
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-3000:]
     metadata = json.loads(ran.stdout.splitlines()[-1])

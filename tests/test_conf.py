@@ -1,13 +1,13 @@
 """The settings files of conf/: explained, free of keys that Spark does not know, good for a real spark-submit."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pyspark
 import pytest
+from sessions import child_environment, needs_classic
 
 from spark_dedup import runtime
 
@@ -48,7 +48,11 @@ def submit(properties, job, *args, **overrides):
     command += ["--properties-file", str(CONF / properties)]
     for key, value in overrides.items():
         command += ["--conf", f"{key}={value}"]
-    environment = {**os.environ, "PYSPARK_PYTHON": sys.executable, "PYSPARK_DRIVER_PYTHON": sys.executable}
+    environment = {
+        **child_environment(),
+        "PYSPARK_PYTHON": sys.executable,
+        "PYSPARK_DRIVER_PYTHON": sys.executable,
+    }
     ran = subprocess.run(
         [*command, str(job), *map(str, args)], capture_output=True, text=True, timeout=600, env=environment
     )
@@ -65,6 +69,7 @@ def test_every_setting_is_explained(name):
         assert not lines or lines[0].startswith("#"), f"no reason stands before {lines[0]}"
 
 
+@needs_classic("JVM to ask for the settings that Spark knows")
 @pytest.mark.parametrize("name", FILES)
 def test_spark_knows_each_sql_key(name, spark):
     registry = getattr(getattr(spark._jvm, "org.apache.spark.sql.internal.SQLConf$"), "MODULE$")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sessions import plan_of
 
 from spark_dedup import identify_exact
 from spark_dedup.errors import InputError
@@ -97,12 +98,11 @@ def test_ledger_rows(spark):
     assert sorted(map(tuple, found.collect())) == want
 
 
-def test_only_hashes_are_shuffled(spark):
-    df = spark.createDataFrame([(1, "x")], "id int, text string")
+def test_only_hashes_are_shuffled(spark, tmp_path):
+    spark.createDataFrame([(1, "x")], "id int, text string").write.parquet(str(tmp_path / "docs"))
+    df = spark.read.parquet(str(tmp_path / "docs"))
     for verify in (False, True):
-        plan = (
-            identify_exact(df, id_field="id", verify=verify)._jdf.queryExecution().optimizedPlan().toString()
-        )
+        plan = plan_of(identify_exact(df, id_field="id", verify=verify), "Optimized Logical")
         below = plan[plan.index("Repartition") :].splitlines()
         assert ("__spark_dedup_text" in below[1]) is verify
         assert "md5(" in below[2]

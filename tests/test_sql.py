@@ -3,6 +3,7 @@ import re
 import pytest
 from ledger_rows import REMOVED, ROWS, rows, run
 from pyspark.sql import functions as F
+from sessions import another, plan_of
 
 from spark_dedup.errors import InputError
 from spark_dedup.exact import identify_exact
@@ -45,7 +46,7 @@ def test_views_of_the_last_good_run(spark, home, views):
 
 def test_views_outlive_the_session_that_made_them(spark, home, views):
     views += create_views(spark, ledger=home / "ledger", documents=home / "docs", prefix="default.t2_")
-    other = spark.newSession()
+    other = another(spark)
     assert ids(other.table("t2_duplicate_ids")) == sorted(REMOVED)
     assert other.sql("SHOW VIEWS LIKE 't2_*'").where("isTemporary").count() == 0
     assert "spark_dedup: Ids to remove" in str(other.sql("DESCRIBE EXTENDED t2_duplicate_ids").collect())
@@ -222,8 +223,7 @@ class TestFunctions:
         by_sql = self.query(spark, "exact_duplicates_query('planned', 'id', 'text')")
 
         def operators(df):
-            plan = df._jdf.queryExecution().sparkPlan().toString()
-            return [re.match(r"[\s:+\-]*(\w+)", line)[1] for line in plan.splitlines()]
+            return [re.match(r"[\s:+\-]*(\w+)", line)[1] for line in plan_of(df).splitlines()]
 
         assert operators(by_sql) == operators(identify_exact(docs, id_field="id"))
         assert "Window" in operators(by_sql)
@@ -235,7 +235,7 @@ class TestFunctions:
         spark.sql("EXECUTE IMMEDIATE 'CREATE VIEW fn_dups AS ' || dedup_query")
         assert ids(spark.table("fn_dups")) == [1, 2]
         spark.sql("INSERT INTO fn_docs VALUES (7, 'x')")
-        assert ids(spark.newSession().table("fn_dups")) == [1, 2, 7]
+        assert ids(another(spark).table("fn_dups")) == [1, 2, 7]
         spark.sql("DROP TABLE fn_docs")
 
     def test_semantic(self, spark):

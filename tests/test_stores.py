@@ -2,6 +2,7 @@
 
 import fsspec
 import pytest
+from sessions import needs_classic
 
 from spark_dedup import outputs, stores
 from spark_dedup.datasets import find_source
@@ -9,6 +10,7 @@ from spark_dedup.errors import InputError
 from spark_dedup.hadoop import require_client, s3_settings
 from spark_dedup.outputs import check_output
 from spark_dedup.paths import exists, filesystem, make_folder
+from spark_dedup.settings import settings
 from spark_dedup.workers import in_worker
 
 SIMPLE = "org.apache.hadoop.fs.s3a.SimpleAWSCredentialsProvider"
@@ -48,34 +50,43 @@ def test_settings_of_s3a_become_options_of_s3fs(told, options):
     assert stores.s3_options({f"fs.s3a.{name}": value for name, value in told.items()}, "b") == options
 
 
-def test_a_session_tells_its_settings_of_s3_and_tasks_get_them(spark):
-    hadoop = spark.sparkContext._jsc.hadoopConfiguration()
-    hadoop.set("fs.s3a.endpoint", "http://host:9000")
-    hadoop.set("fs.s3a.bucket.a.b.access.key", "own")
-    hadoop.set("fs.s3a.retry.limit", "3")
-    spark.conf.set("fs.s3a.secret.key", "S")
+@pytest.fixture
+def fresh():
+    """Settings that are asked for anew; else an answer holds for some seconds."""
     stores._session_settings.cache_clear()
+    yield
+    stores._session_settings.cache_clear()
+
+
+@needs_classic("Hadoop configuration to set")
+def test_hadoops_settings_of_s3(spark, fresh):
+    hadoop = spark.sparkContext._jsc.hadoopConfiguration()
+    given = {"fs.s3a.endpoint": "http://host:9000", "fs.s3a.bucket.a.b.access.key": "own"}
+    for name, value in {**given, "fs.s3a.retry.limit": "3"}.items():
+        hadoop.set(name, value)
     try:
         found = s3_settings()
-        assert found["fs.s3a.endpoint"] == "http://host:9000"
-        assert found["fs.s3a.bucket.a.b.access.key"] == "own"
-        assert found["fs.s3a.secret.key"] == "S"
+        assert found.items() >= given.items()
         assert "fs.s3a.retry.limit" not in found
+    finally:
+        for name in (*given, "fs.s3a.retry.limit"):
+            hadoop.unset(name)
 
-        def ask(batches):
-            import pyarrow as pa
 
-            for batch in batches:
-                told = stores.spark_settings().get("fs.s3a.endpoint", "")
-                yield pa.record_batch([pa.array([told] * batch.num_rows)], ["told"])
+def test_a_session_tells_its_settings_of_s3_and_tasks_get_them(spark, fresh):
+    given = {"fs.s3a.endpoint": "http://host:9000", "fs.s3a.secret.key": "S"}
 
+    def ask(batches):
+        import pyarrow as pa
+
+        for batch in batches:
+            told = stores.spark_settings().get("fs.s3a.endpoint", "")
+            yield pa.record_batch([pa.array([told] * batch.num_rows)], ["told"])
+
+    with settings(spark, given):
+        assert s3_settings().items() >= given.items()
         rows = spark.range(0, 2, 1, 2).mapInArrow(in_worker(ask), "told string").collect()
         assert {row.told for row in rows} == {"http://host:9000"}
-    finally:
-        for name in ("endpoint", "bucket.a.b.access.key", "retry.limit"):
-            hadoop.unset(f"fs.s3a.{name}")
-        spark.conf.unset("fs.s3a.secret.key")
-        stores._session_settings.cache_clear()
 
 
 def test_what_fsspec_is_configured_with_stands_alone(monkeypatch):

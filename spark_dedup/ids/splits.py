@@ -100,6 +100,11 @@ def count_splits(df: DataFrame, bad: Column | None = None) -> list[Split]:
         F.count("text").alias("bad"),
         F.min(found).alias("first_bad"),
     )
+    first = F.col("first_bad")
+    # As bytes: what is malformed may be no UTF-8, which a Connect session does not hand over as text.
+    shown = counted.select(
+        URL, START, BASE, COUNT, "bad", first[SEEN].alias("place"), first["text"].cast("binary").alias("text")
+    )
     return [
         Split(
             row[URL],
@@ -107,9 +112,9 @@ def count_splits(df: DataFrame, bad: Column | None = None) -> list[Split]:
             row[BASE],
             row[COUNT],
             row["bad"],
-            (row["first_bad"][0] - row[BASE], row["first_bad"][1]) if row["first_bad"] else None,
+            (row["place"] - row[BASE], row["text"].decode("utf-8", "replace")) if row["bad"] else None,
         )
-        for row in counted.collect()
+        for row in shown.collect()
     ]
 
 

@@ -97,7 +97,8 @@ def _named_refusal(source: Source) -> Iterator[None]:
             raise
         raise InputError(
             f"Delta cannot clone {source} in a session where a DataFrame was observed (df.observe): run it in "
-            "another, such as spark.newSession(), or write parquet, jsonl or delta"
+            "another (spark.newSession(), on Spark Connect SparkSession.builder.create()), or write parquet, "
+            "jsonl or delta"
         ) from error
 
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.errors import PySparkException
 from pyspark.sql import functions as F
+from sessions import plan_of
 
 from spark_dedup.errors import InputError
 from spark_dedup.ids import assign
@@ -380,7 +381,7 @@ def test_skipped_lines_keep_their_places(spark, tmp_path, caplog):
     assert (found.num_ids, found.num_skipped) == (6, 1)
     assert "1 malformed line(s)" in caplog.text
     # Spark 3.5 refuses a scan for malformed lines alone, which counting would leave.
-    assert "none:string" in found.df.groupBy().count()._jdf.queryExecution().executedPlan().toString()
+    assert "none:string" in plan_of(found.df.groupBy().count())
     with pytest.raises(InputError, match="on_bad_lines must be"):
         read_documents(
             spark, tmp_path / "docs", filetype="jsonl", registry=IdGenerator(), on_bad_lines="warn"
@@ -408,6 +409,20 @@ def test_halves_of_surrogate_pairs_are_told(spark, tmp_path, caplog, text, is_to
         df = read_documents(spark, tmp_path / "docs", filetype="jsonl", registry=IdGenerator())
     assert ("halves of surrogate pairs" in caplog.text) == is_torn == ("?" in df.first()["text"])
     assert not is_torn or f"{path}: 1, such as" in caplog.text
+
+
+def test_a_torn_line_that_is_no_utf8_is_shown(spark, tmp_path, caplog):
+    path = tmp_path / "docs" / "a.jsonl"
+    write_lines(path, ['{"place": 1, "text": "b"}'])
+    path.write_bytes(path.read_bytes() + b'\n{"place": 2, "text": "\\ud83d \xff"}\n')
+    with caplog.at_level(logging.WARNING):
+        documents(spark, tmp_path / "docs", filetype="jsonl", registry=IdGenerator(), on_bad_lines="skip")
+    malformed, torn = caplog.messages
+    shown = r"""{"place": 2, "text": "\\ud83d """ + "\ufffd"
+    assert "1 malformed line(s)" in malformed
+    assert "halves of surrogate pairs" in torn
+    assert shown in malformed
+    assert shown in torn
 
 
 def test_files_of_malformed_lines_alone_are_named(spark, tmp_path):

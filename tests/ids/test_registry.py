@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from sessions import child_environment
 
 from spark_dedup.errors import InputError
 from spark_dedup.ids import spark_log
@@ -102,7 +103,11 @@ def test_two_drivers_on_a_path_that_delta_rs_does_not_take(spark, tmp_path):
     script = tmp_path / "writer.py"
     script.write_text(WRITER)
     theirs = subprocess.Popen(
-        [sys.executable, str(script), str(place)], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+        [sys.executable, str(script), str(place)],
+        stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE,
+        text=True,
+        env=child_environment(),
     )
     try:
         assert theirs.stdout.readline().strip() == "ready"

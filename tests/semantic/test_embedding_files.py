@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pyspark.sql import functions as F
+from sessions import partitions
 from spark_4 import TO_ARROW
 
 from spark_dedup import KMeansStage, SemanticDeduplicationWorkflow
@@ -100,7 +101,7 @@ def test_rows_are_assigned_alike(stored, packed, monkeypatch):
     options = {"embedding_field": NAME, "metadata_fields": ["note"], "packed": packed}
     expected = assign_clusters(df, model, **options)
     direct = assign_clusters(df, model, files=files, **options)
-    assert direct.rdd.getNumPartitions() > 2
+    assert partitions(direct) > 2
     assert direct.schema == expected.schema
     assert sorted(map(str, direct.collect())) == sorted(map(str, expected.collect()))
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from sessions import child_environment
 
 from spark_dedup import CURATOR_DEDUP_ID_STR as ID
 from spark_dedup import ExactDeduplicationWorkflow, IdGenerator, IdRegistry
@@ -348,6 +349,7 @@ def test_a_killed_job_goes_on_with_the_same_ids(spark, tmp_path, at):
     started = subprocess.Popen(
         [sys.executable, "-c", script, source, str(out)],
         stdout=subprocess.PIPE,
+        env=child_environment(),
         text=True,
         start_new_session=True,
     )

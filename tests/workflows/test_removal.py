@@ -12,6 +12,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import functions as F
+from sessions import plan_of
 from spark_4 import TO_ARROW
 
 from spark_dedup import CURATOR_DEDUP_ID_STR as ID
@@ -174,7 +175,7 @@ def test_text_is_never_shuffled(spark, given, monkeypatch, tmp_path):
     real = removal_writing.save
 
     def save(df, folder, **options):
-        plans.append(df._jdf.queryExecution().executedPlan().toString())
+        plans.append(plan_of(df))
         real(df, folder, **options)
 
     monkeypatch.setattr(removal_writing, "save", save)
@@ -413,10 +414,6 @@ def test_a_list_without_the_blanks_of_a_char(spark, tmp_path, monkeypatch, sourc
         spark.sql("DROP VIEW IF EXISTS char_view")
         for name in ("char_ids", "char_kept"):
             spark.sql(f"DROP TABLE IF EXISTS {name}")
-
-
-def plan_of(df):
-    return df._jdf.queryExecution().executedPlan().toString()
 
 
 def jsonl_with_ids(folder):
