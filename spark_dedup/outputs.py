@@ -174,7 +174,9 @@ def clear_killed(path: str, mode: str = "error") -> None:
     On a store where this process holds nothing, a new result may be a running job's: only old ones are touched.
     """
     parent, name = path.rsplit("/", 1)
-    left = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{12}}\.tmp(?P<rest>\.old|\.located|\.clone)?")
+    left = re.compile(
+        rf"\.{re.escape(name)}\.[0-9a-f]{{12}}\.tmp(?P<rest>\.old|\.located|\.clone|\.unfinished)?"
+    )
     entries = _names(parent)
     for entry in entries:
         found = left.fullmatch(entry)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,8 @@ from spark_dedup.ids.files import FileRange, path_of
 from spark_dedup.ids.rows import as_frame
 from spark_dedup.names import is_table_name
 from spark_dedup.paths import filesystem, make_folder, spark_path
-from spark_dedup.settings import conf_of
+from spark_dedup.session import task_slots
+from spark_dedup.settings import conf_of, settings
 from spark_dedup.tables import file_and_start
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Split",
     "count_splits",
+    "cut_alike",
     "number_rows",
     "on_gpu",
     "placed",
@@ -46,6 +49,7 @@ URL, START, SEEN, BASE, FIRST, COUNT = (
     f"__spark_dedup_{name}" for name in ("url", "start", "seen", "base", "first", "count")
 )
 ROWS_OF_TASK = (1 << 33) - 1
+_LEAST_SPLITS = "spark.sql.files.minPartitionNum"
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,17 @@ def count_splits(df: DataFrame, bad: Column | None = None) -> list[Split]:
         )
         for row in shown.collect()
     ]
+
+
+def cut_alike(spark: SparkSession, filetype: str) -> AbstractContextManager[None]:
+    """Have files whose splits are counted cut alike inside the block, where the session takes the setting.
+
+    Otherwise Spark cuts them by the cores it has when it plans a scan, which come and go with executors.
+    """
+    if conf_of(spark, _LEAST_SPLITS) or not (filetype == "jsonl" or on_gpu(spark)):
+        return settings(spark, {})
+    cores = conf_of(spark, "spark.sql.leafNodeDefaultParallelism") or str(task_slots(spark))
+    return settings(spark, {_LEAST_SPLITS: cores})
 
 
 def rows_by_url(splits: Sequence[Split]) -> dict[str, int]:
@@ -215,7 +230,10 @@ def number_rows(rows: DataFrame, table: DataFrame) -> tuple[DataFrame, Column]:
 
     joined = rows.join(F.broadcast(table), [URL, START], "left")
     place = F.col(SEEN) - F.col(BASE)
-    cut = "a file is cut into other splits than when it was counted (settings changed?), so read it anew: "
+    cut = (
+        "a file is cut into other splits than when it was counted, as settings or executors changed: read it anew, "
+        f"with {_LEAST_SPLITS} set: "
+    )
     wrong = F.raise_error(F.concat(F.lit(cut), F.col(URL))).cast("bigint")
     good = F.col(FIRST).isNotNull() & (place >= 0) & (place < F.col(COUNT))
     return joined, F.when(good, F.col(FIRST) + place).otherwise(wrong)

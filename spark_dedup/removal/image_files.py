@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import tarfile
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO
 
@@ -14,10 +15,11 @@ import pyarrow as pa
 from spark_dedup.errors import InputError
 from spark_dedup.ids.batches import named_few
 from spark_dedup.listing import FileInfo, Named, list_files
-from spark_dedup.paths import filesystem, is_local, make_folder, normalise_path
+from spark_dedup.outputs import exclusive, staged
+from spark_dedup.paths import Location, delete, filesystem, is_local, make_folder, normalise_path
 from spark_dedup.removal.shards import copy_without, sample_keys
 
-__all__ = ["copy_file", "list_keys", "list_shards", "places_below", "rewrite_shard", "roots_of"]
+__all__ = ["copies", "copy_file", "list_keys", "list_shards", "places_below", "rewrite_shard", "roots_of"]
 
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
@@ -84,6 +86,22 @@ def list_shards(shards: Named) -> list[FileInfo]:
     return found
 
 
+@contextlib.contextmanager
+def copies(output: Location) -> Iterator[str]:
+    """Hold an output and yield the folder that tasks copy to, which becomes it when the block ends well."""
+    with exclusive(output), staged(output) as aside:
+        make_folder(aside)
+        make_folder(_unfinished(aside))
+        try:
+            yield aside
+        finally:
+            delete(_unfinished(aside))
+
+
+def _unfinished(aside: str) -> str:
+    return f"{aside}.unfinished"
+
+
 def copy_file(source: str, folder: str, place: str) -> None:
     """Copy a file to a place below a folder."""
     with _pair(source, folder, place) as (reader, writer):
@@ -98,13 +116,20 @@ def rewrite_shard(source: str, folder: str, place: str, keys: frozenset[str]) ->
 
 @contextlib.contextmanager
 def _pair(source: str, folder: str, place: str) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """Open a file to read and one to write below a folder, on any store, making the folders between."""
-    if is_local(folder) and not os.path.isdir(folder):
+    """Open a file to read and one to write below a folder, on any store, making the folders between.
+
+    A local file gets its name when it is whole, as one of a store does: a second attempt at a task, which
+    speculation starts and kills at any moment, would write into the first one's.
+    """
+    if is_local(folder) and not os.path.isdir(_unfinished(folder)):
         # A task that a failed job left running must not bring back what was cleared.
         raise FileNotFoundError(f"{folder} is gone, as its job ended, or lies on another machine")
     fs, inner = filesystem(source)
     target = f"{folder}/{place}"
     to, name = filesystem(target)
     make_folder(target.rsplit("/", 1)[0])
-    with fs.open(inner, "rb") as reader, to.open(name, "wb") as writer:
+    written = f"{_unfinished(folder)}/{uuid.uuid4().hex}" if is_local(folder) else name
+    with fs.open(inner, "rb") as reader, to.open(written, "wb") as writer:
         yield reader, writer
+    if is_local(folder):
+        os.replace(written, name)

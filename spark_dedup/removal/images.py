@@ -14,9 +14,10 @@ from spark_dedup.datasets import find_source, read_dataset
 from spark_dedup.errors import InputError
 from spark_dedup.footers import parquet_footers
 from spark_dedup.listing import Named, list_files
-from spark_dedup.outputs import check_output, exclusive, staged
-from spark_dedup.paths import Location, make_folder
+from spark_dedup.outputs import check_output
+from spark_dedup.paths import Location
 from spark_dedup.removal.image_files import (
+    copies,
     copy_file,
     list_keys,
     list_shards,
@@ -130,8 +131,7 @@ class ImageDuplicatesRemovalStage:
         )
         listed, _ = self._listed(spark, "string")
         kept = images.join(F.broadcast(listed), F.col("id") == F.col(_LISTED), "left_anti")
-        with exclusive(output), staged(output) as aside:
-            make_folder(aside)
+        with copies(output) as aside:
 
             def copy(batches: Batches) -> Iterator[pa.RecordBatch]:
                 for batch in batches:
@@ -182,8 +182,7 @@ class ImageDuplicatesRemovalStage:
         gone = keys.join(F.broadcast(listed), F.col("key") == F.col(_LISTED), "left_semi")
         by_shard = gone.groupBy("path").agg(F.collect_set("key").alias("keys"))
         tasks = work.join(by_shard, "path", "left")
-        with exclusive(output), staged(output) as aside:
-            make_folder(aside)
+        with copies(output) as aside:
 
             def rewrite(batches: Batches) -> Iterator[pa.RecordBatch]:
                 for batch in batches:

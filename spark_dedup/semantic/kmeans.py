@@ -7,12 +7,13 @@ job that finds the length of the embeddings.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ from spark_dedup.semantic.embeddings import (
 from spark_dedup.semantic.fit import RESULT_SCHEMA, FitOptions, fit_task
 from spark_dedup.semantic.gpu import fit_device, gpu_tasks
 from spark_dedup.semantic.lloyd import Iteration
+from spark_dedup.semantic.peers import GONE
 from spark_dedup.semantic.progress import progress
 from spark_dedup.semantic.ranking import check_seed
 from spark_dedup.semantic.resident import staged
@@ -55,6 +57,8 @@ _SAMPLE_OF = 1 << 30
 _NO_BARRIER = re.compile(r"SPARK-24(?:819|820|942)|NOT_SUPPORTED_WITH_SERVERLESS")
 """Spark's errors for too few slots, a plan that no barrier stage may have, and dynamic allocation."""
 _INITS = ("k-means||", "scalable-k-means++", "random")
+_LOSSES = (r"ExecutorLostFailure.*", r"Python worker exited unexpectedly", GONE)
+"""How Spark tells of a worker that was killed, and the stage's other tasks that it left them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,11 +211,37 @@ def _run_stage(
 ) -> tuple[dict[str, Any], NDArray[np.float32], NDArray[np.int64]]:
     rows, opened = rows_by_task
     what = f"k-means, {options.n_clusters:,} clusters"
-    with job_progress(spark, what), progress(spark, options.max_iter) as reporter, named_errors():
+    with (
+        job_progress(spark, what),
+        progress(spark, options.max_iter) as reporter,
+        _named_loss(),
+        named_errors(),
+    ):
         work = staged(lambda batches, peers: fit_task(opened(batches), peers, options, reporter))
         found = rows.mapInArrow(in_worker(work), RESULT_SCHEMA, **where).collect()[0]
     centroids = np.frombuffer(found.centroids, np.float32).reshape(-1, options.dim)
     return json.loads(found.summary), centroids, np.frombuffer(found.sizes, np.int64)
+
+
+@contextlib.contextmanager
+def _named_loss() -> Iterator[None]:
+    """Say so where a worker was lost: Spark repeats neither a task of a barrier stage nor, if it is the last, all.
+
+    Raises:
+        RuntimeError: naming how Spark told of it, and what to do.
+    """
+    try:
+        yield
+    except Exception as error:  # its class differs between classic and Connect
+        text = str(error)
+        found = (re.search(loss, text) for loss in _LOSSES if "barrier" in text)
+        lost = next((match[0].strip() for match in found if match), None)
+        if lost is None:
+            raise
+        raise RuntimeError(
+            f"k-means lost one of its workers ({lost}) and cannot go on without it: run it again; where it was "
+            "killed for want of memory, raise spark.executor.memoryOverhead"
+        ) from error
 
 
 def check_parameters(

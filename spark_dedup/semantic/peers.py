@@ -35,6 +35,7 @@ _HANDSHAKE_SECONDS = 5
 _PORTS = 8
 _PORT_RANGE = range(32768, 61000)  # where Linux itself takes ports for callers, so firewalls treat them alike
 _ALL_HERE = "all here"
+GONE = "another task of the stage has ended"
 
 # A stranger on a port may close, be silent, or speak another language.
 STRANGER = (OSError, EOFError, AuthenticationError, AssertionError, ValueError)
@@ -131,22 +132,34 @@ class Star:
     def gather(self, value: Any) -> Iterator[Any]:
         """See :class:`Peers`; the root receives one value at a time, so it holds no more than two."""
         if self.rank:
-            self._connections[0].send(value)
+            with _company():
+                self._connections[0].send(value)
             return iter(())
         return self._receive(value)
 
     def _receive(self, value: Any) -> Iterator[Any]:
         yield value
         for connection in self._connections:
-            yield connection.recv()
+            with _company():
+                received = connection.recv()
+            yield received
 
     def from_root(self, value: Any) -> Any:
         """See :class:`Peers`."""
-        if self.rank:
-            return self._connections[0].recv()
-        for connection in self._connections:
-            connection.send(value)
+        with _company():
+            if self.rank:
+                return self._connections[0].recv()
+            for connection in self._connections:
+                connection.send(value)
         return value
+
+
+@contextlib.contextmanager
+def _company() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, OSError) as error:
+        raise ConnectionError(GONE) from error
 
 
 @contextlib.contextmanager

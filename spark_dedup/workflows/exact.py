@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from spark_dedup.errors import InputError
 from spark_dedup.exact import Keep, check_hash_method, keep_order
 from spark_dedup.ids.registry import others_registered
+from spark_dedup.ids.splits import cut_alike
 from spark_dedup.limits import check_limits
 from spark_dedup.listing import Named
 from spark_dedup.outputs import exclusive
@@ -177,6 +178,7 @@ class ExactDeduplicationWorkflow:
         output = normalise_path(self.output_path)
         with ExitStack() as held:
             held.enter_context(parquet_as_it_is(session))
+            held.enter_context(cut_alike(session, self.input_filetype))
             found = inspect(self, session, output)
             held.enter_context(exclusive(output))
             held.enter_context(settings(session, running_settings(self), reason="ExactDeduplicationWorkflow"))

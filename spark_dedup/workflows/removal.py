@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from spark_dedup.errors import named_errors
+from spark_dedup.ids.splits import cut_alike
 from spark_dedup.listing import Named
 from spark_dedup.outputs import clear_killed, exclusive
 from spark_dedup.paths import Location, normalise_path
@@ -125,6 +126,7 @@ class TextDuplicatesRemovalWorkflow:
         with ExitStack() as held:
             held.enter_context(named_errors())
             held.enter_context(parquet_as_it_is(session))
+            held.enter_context(cut_alike(session, self.input_filetype))
             found = inspect(self, session)
             if not names_table(self):
                 held.enter_context(exclusive(self.output_path))

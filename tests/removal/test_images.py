@@ -14,6 +14,7 @@ from spark_4 import TO_ARROW
 
 from spark_dedup import ImageDuplicatesRemovalStage, remove_duplicates
 from spark_dedup.errors import InputError
+from spark_dedup.removal import image_files
 from spark_dedup.removal.shards import copy_without, members
 
 
@@ -186,10 +187,25 @@ def test_a_task_left_running_does_not_bring_back_what_was_cleared(spark, tmp_pat
     (tmp_path / "in" / "a").mkdir(parents=True)
     (tmp_path / "in" / "a" / "1.png").write_bytes(b"1")
     stage = ImageDuplicatesRemovalStage(list_ids(tmp_path / "ids", ["c"]))
-    monkeypatch.setattr("spark_dedup.removal.images.make_folder", lambda _: None)
+    monkeypatch.setattr("spark_dedup.removal.image_files.make_folder", lambda _: None)
     with pytest.raises(Exception, match="is gone, as its job ended"):
         stage.filter_folder(spark, tmp_path / "in", tmp_path / "out")
     assert sorted(os.listdir(tmp_path)) == ["ids", "in"]
+
+
+def test_a_killed_second_attempt_at_a_copy_leaves_the_first_ones_file_whole(tmp_path):
+    """Under speculation Spark starts a slow task again, and kills whichever is not first."""
+    (tmp_path / "1.png").write_bytes(b"first half, second half")
+    with image_files.copies(tmp_path / "out") as aside:
+        attempts = [image_files._pair(str(tmp_path / "1.png"), aside, "a/1.png") for _ in range(3)]
+        with attempts[0] as (reader, writer):
+            writer.write(reader.read(11))
+            writer.flush()
+            attempts[1].__enter__()
+            writer.write(reader.read())
+        attempts[2].__enter__()
+    assert (tmp_path / "out" / "a" / "1.png").read_bytes() == b"first half, second half"
+    assert sorted(os.listdir(tmp_path)) == ["1.png", "out"]
 
 
 def test_endings_in_any_case_and_an_output_on_a_store(spark, tmp_path, monkeypatch):

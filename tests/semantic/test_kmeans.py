@@ -1,4 +1,6 @@
 import logging
+import os
+import signal
 
 import numpy as np
 import pyarrow as pa
@@ -166,6 +168,21 @@ def test_tasks_that_cannot_reach_each_other_go_through_the_driver(df, model, mon
     monkeypatch.setattr(kmeans, "staged", unreachable)
     through_driver = fit_kmeans(df, n_clusters=5, id_field="id")
     np.testing.assert_array_equal(through_driver.centroids, model.centroids)
+
+
+def test_a_worker_that_is_killed_in_the_midst_is_named(df, monkeypatch):
+    def dies(batches, peers, options, reporter):
+        peers.from_root(None)
+        if peers.rank == peers.size - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        list(peers.gather(None))
+        yield from ()
+
+    monkeypatch.setattr("spark_dedup.semantic.kmeans.fit_task", dies)
+    with pytest.raises(
+        RuntimeError, match=r"^k-means lost one of its workers \(.+\) and cannot .*memoryOverhead$"
+    ):
+        fit_kmeans(df, n_clusters=5, id_field="id")
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,17 @@ def test_tasks_of_another_stage_are_strangers(meeting):
         assert [b.result() for b in both] == [[(Star, [0, 1, 2])] * 3] * 2
 
 
+def test_a_task_that_ends_in_the_midst_is_named_by_the_others(meeting):
+    other = connect(task_of(1, 2), meeting)
+    with ThreadPoolExecutor(1) as thread:
+        entered = thread.submit(other.__enter__)
+        with connect(task_of(0, 2), meeting) as root:
+            entered.result()
+            other.__exit__(None, None, None)
+            with pytest.raises(ConnectionError, match="another task of the stage has ended"):
+                list(root.gather(0))
+
+
 def test_a_task_that_never_comes_leaves_the_barriers_own_exchange(meeting, monkeypatch):
     monkeypatch.setattr(peers, "_CONNECT_SECONDS", 0.3)
     with connect(task_of(0, 2), meeting) as found:

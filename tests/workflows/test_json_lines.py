@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import itertools
 import json
 
 import pyarrow as pa
@@ -10,9 +11,16 @@ import pytest
 from spark_4 import OLD
 
 from spark_dedup import CURATOR_DEDUP_ID_STR as ID
-from spark_dedup import TextDuplicatesRemovalWorkflow, identify_exact, read_documents
+from spark_dedup import (
+    ExactDeduplicationWorkflow,
+    TextDuplicatesRemovalWorkflow,
+    identify_exact,
+    read_documents,
+)
 from spark_dedup.errors import InputError
+from spark_dedup.ids import jsonl
 from spark_dedup.removal import passes
+from spark_dedup.settings import settings
 
 LINES = [
     '{"z": {}, "id": 0, "a": [1, "one", {}, null], "e": 1e5, "n": 0.10}',
@@ -165,3 +173,40 @@ def test_views_show_documents_of_over_twenty_million_characters(spark, json_line
     assert [tuple(row) for row in spark.sql("SELECT id, length(t) FROM long_lines").collect()] == [
         (2, 20_000_001)
     ]
+
+
+def test_cores_that_come_or_go_between_two_passes_do_not_stop_a_job(spark, tmp_path, monkeypatch):
+    """Spark cuts files by the cores there are, which executors bring and take along."""
+    texts = [f"text {number % 400:03d}" for number in range(600)]
+    (tmp_path / "in").mkdir()
+    for part in range(3):
+        some = texts[200 * part : 200 * part + 200]
+        (tmp_path / "in" / f"{part}.jsonl").write_text("".join(f'{{"text": "{text}"}}\n' for text in some))
+    cores = itertools.count(3)
+    counted = jsonl.check_files
+
+    def check_files(*args, **kwargs):
+        found = counted(*args, **kwargs)
+        spark.conf.set("spark.sql.leafNodeDefaultParallelism", str(next(cores)))
+        return found
+
+    monkeypatch.setattr(jsonl, "check_files", check_files)
+    wanted = {"spark.sql.files.openCostInBytes": "10", "spark.sql.leafNodeDefaultParallelism": "2"}
+    with settings(spark, wanted):
+        exact = ExactDeduplicationWorkflow(
+            input_path=tmp_path / "in",
+            output_path=tmp_path / "exact",
+            input_filetype="jsonl",
+            perform_removal=True,
+        ).run(spark)
+        removed = lines_job(
+            tmp_path,
+            ids_to_remove_path=tmp_path / "exact" / "ExactDuplicateIds",
+            id_field=ID,
+            duplicate_id_field=ID,
+            registry=tmp_path / "exact" / "id_registry",
+        ).run(spark)
+    assert next(cores) > 4
+    assert (exact["num_duplicates_removed"], removed["num_duplicates_removed"]) == (200, 200)
+    kept = [json.loads(line) for line in lines_of(tmp_path / "out")]
+    assert sorted((row[ID], row["text"]) for row in kept) == list(enumerate(texts[:400]))
