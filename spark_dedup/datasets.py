@@ -284,11 +284,11 @@ def _named_failure(source: Source, filetype: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # its class differs between classic and Connect
-        torn = re.search(r"while reading file (\S+?)\.? ", str(error)) if filetype == "jsonl" else None
-        if torn is not None:
-            raise InputError(
-                f"{normalise_path(torn[1])} cannot be read to its end: write it again or remove it"
-            ) from error
+        torn = re.search(r"while reading file (\S+?)\.? ", str(error))
+        if filetype == "jsonl" and (torn is not None or "Unexpected end of input stream" in str(error)):
+            # Spark 3 does not say which file it was.
+            named = f"a file of {source}" if torn is None else normalise_path(torn[1])
+            raise InputError(f"{named} cannot be read to its end: write it again or remove it") from error
         if "COLUMN_ALREADY_EXISTS" not in str(error):
             raise
         raise InputError(

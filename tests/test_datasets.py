@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from spark_4 import OLD
 
 from spark_dedup import listing
 from spark_dedup.datasets import find_source, read_dataset
@@ -144,6 +145,9 @@ def test_schemas_agree_whatever_the_writer_calls_things(tmp_path):
     check_schemas(*footers(tmp_path))
 
 
+@pytest.mark.skipif(
+    int(pa.__version__.split(".")[0]) < 19, reason="older Arrow writes no string_view to parquet"
+)
 def test_schemas_that_only_arrow_tells_apart(tmp_path):
     """Zones, views, widths and extensions stand in Arrow's own note in the footer; the files are alike to Spark."""
     tensor = pa.fixed_shape_tensor(pa.float32(), [2])
@@ -367,7 +371,8 @@ def test_a_truncated_packed_file_is_named(spark, tmp_path):
     lines = b"".join(b'{"text": "%d"}\n' % number for number in range(20_000))
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a b.jsonl.gz").write_bytes(gzip.compress(lines)[:-200])
-    with pytest.raises(InputError, match=r"in/a b\.jsonl\.gz cannot be read to its end: write it again"):
+    named = "a file of .*/in" if OLD else r"in/a b\.jsonl\.gz"  # Spark 3 does not say which
+    with pytest.raises(InputError, match=f"{named} cannot be read to its end: write it again"):
         read_dataset(spark, tmp_path / "in", filetype="jsonl")
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from sessions import plan_of
-from spark_4 import TO_ARROW
+from spark_4 import TO_ARROW, needs_spark_4
 
 from spark_dedup import ImageDuplicatesRemovalStage, remove_duplicates
 from spark_dedup.errors import InputError
@@ -111,6 +111,7 @@ def test_ids_of_other_types_match_only_when_cast(spark, tmp_path, caplog):
     assert "compared as text" in caplog.text
 
 
+@needs_spark_4("a type of its own for columns without values")
 def test_a_list_without_values_or_type_is_named(spark, tmp_path):
     """What pandas writes of an empty list."""
     images = spark.createDataFrame([("a",)], "image_id string")
