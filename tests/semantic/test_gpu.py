@@ -5,8 +5,8 @@ import types
 import numpy as np
 import pyarrow as pa
 import pytest
-from sklearn.datasets import make_blobs
 from sessions import needs_classic
+from sklearn.datasets import make_blobs
 from spark_4 import needs_spark_4
 
 from spark_dedup.errors import InputError
