@@ -6,6 +6,7 @@ import types
 import numpy as np
 import pyarrow as pa
 import pytest
+from sessions import needs_classic
 from sklearn.datasets import make_blobs
 from spark_4 import needs_spark_4
 
@@ -236,6 +237,7 @@ def test_tasks_that_share_a_gpu_cannot_fit_on_spark_3(monkeypatch):
     assert gpu.gpu_tasks(Cluster(**{"spark.task.resource.gpu.amount": "1"})) == (4, None)
 
 
+@needs_classic("list of executors")
 def test_executors_are_counted_without_the_driver(spark):
     cluster = re.match(r"local-cluster\[(\d+)", spark.conf.get("spark.master"))
     assert gpu.count_executors(spark) == (int(cluster[1]) if cluster else 0)
