@@ -215,16 +215,13 @@ def _check_text(text: DataFrame, paths: Mapping[str, str], *, arrays: bool) -> N
     begun = F.substring(line, 1, 60).alias("text")
     shown = found.select(wrong.alias("wrong"), file_and_start(found)[0].alias("url"), begun)
     counted = shown.groupBy("wrong", "url").agg(F.count("*").alias("n"), F.min("text").alias("text"))
-    # As bytes: what is malformed beside may be no UTF-8, which a Connect session does not hand over as text.
-    counted = counted.withColumn("text", F.col("text").cast("binary"))
-    rows = counted.orderBy("wrong", "url").limit(5).collect()
+    # In digits: what is malformed beside may be no UTF-8, which a Connect session does not hand over as text.
+    rows = counted.orderBy("wrong", "url").limit(5).withColumn("text", F.hex("text")).collect()
     if not rows:
         return
     worst = rows[0]["wrong"]
     rows = [row for row in rows if row["wrong"] == worst]
-    places = "; ".join(
-        f"{paths[row['url']]}: {row['n']}, such as {row['text'].decode('utf-8', 'replace')!r}" for row in rows
-    )
+    places = "; ".join(f"{paths[row['url']]}: {row['n']}, such as {_shown(row['text'])!r}" for row in rows)
     if worst == _IS_TORN:
         logger.warning(
             "line(s) with halves of surrogate pairs, which UTF-8 does not have, in %s: Spark reads each as '?', so "
@@ -234,6 +231,10 @@ def _check_text(text: DataFrame, paths: Mapping[str, str], *, arrays: bool) -> N
         return
     what = "go on after their object" if worst == _GOES_ON else "are arrays of objects"
     raise InputError(f"line(s) {what}, in {places}: give every document a line of its own")
+
+
+def _shown(digits: str) -> str:
+    return bytes.fromhex(digits).decode("utf-8", "replace")
 
 
 def _check_lines(splits: Sequence[Split], paths: Mapping[str, str], on_bad_lines: str) -> int:
