@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from spark_dedup import runtime
 from spark_dedup.class_archive import archive_options
+from spark_dedup.connect import await_server, named_silence
 from spark_dedup.errors import InputError
 from spark_dedup.java import java_options, joined, process_options
 from spark_dedup.paths import on_databricks
@@ -120,7 +121,8 @@ def build_session(
     builder = SparkSession.builder.appName(app_name)
     for key, value in settings.items():
         builder = builder.config(key, value)
-    with _no_java_chatter(), _named_silence():
+    await_server()
+    with _no_java_chatter(), named_silence():
         session: SparkSession = builder.getOrCreate()
     return session
 
@@ -209,21 +211,6 @@ def _no_java_chatter() -> Iterator[None]:
         finally:
             os.dup2(saved, 2)
             os.close(saved)
-
-
-@contextlib.contextmanager
-def _named_silence() -> Iterator[None]:
-    """Name the Spark Connect server that does not answer; its client gives up after ten minutes."""
-    try:
-        yield
-    except Exception as error:  # its class is there only where Connect is installed
-        why = re.search(r'status = StatusCode\.\w+\s+details = "(.*)"', str(error))
-        if why is None:
-            raise
-        server = os.environ.get("SPARK_REMOTE", "").partition("/;")[0]  # a token may follow
-        raise InputError(
-            f"cannot connect to the Spark Connect server {server} ({why[1]}): start it, or mend SPARK_REMOTE"
-        ) from error
 
 
 def is_connect(spark: SparkSession) -> bool:

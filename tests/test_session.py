@@ -1,11 +1,7 @@
-import subprocess
-import sys
 import types
 
 import pytest
 from pyspark.sql import SparkSession
-from sessions import child_environment
-from spark_4 import needs_spark_4
 
 from spark_dedup import java, runtime, session
 from spark_dedup.errors import InputError
@@ -135,29 +131,6 @@ spark.range(3).write.format("delta").save("t")
 print(spark.read.format("delta").load("t").count(), task_slots(spark))
 """)
     assert out.split() == ["3", "2"]
-
-
-SILENT = """
-from pyspark.sql.connect.client import retries
-patient = retries.DefaultPolicy.__init__
-retries.DefaultPolicy.__init__ = lambda self, **options: patient(self, **{**options, "max_retries": 1})
-from spark_dedup import build_session
-from spark_dedup.errors import InputError
-try:
-    build_session(device="cpu")
-except InputError as error:
-    print(error)
-"""
-
-
-@needs_spark_4("DefaultPolicy.max_retries")
-def test_a_connect_server_that_does_not_answer_is_named_without_its_token():
-    environment = {**child_environment(), "SPARK_REMOTE": "sc://localhost:1/;token=secret"}
-    ran = subprocess.run([sys.executable, "-c", SILENT], capture_output=True, text=True, env=environment)
-    told = "cannot connect to the Spark Connect server sc://localhost:1 (failed to connect to all addresses"
-    assert ran.stdout.startswith(told), ran.stderr
-    assert ran.stdout.count("\n") == 1
-    assert "secret" not in ran.stdout
 
 
 def test_a_process_that_ends_with_its_job_may_compile_quickly(monkeypatch):
