@@ -41,7 +41,7 @@ class Pass:
 def locate(ids: DataFrame, listed: DataFrame, *, id_field: str, duplicate_id_field: str) -> DataFrame | None:
     """Return (id, file) of the listed ids that the documents hold; ids are shuffled, documents are not.
 
-    None where the session does not tell the file of a row, as Unity Catalog of views.
+    None where the session does not tell the file of a row, as Unity Catalog of files that are read by parts.
 
     Args:
         ids: the documents' id column, straight from their scan.
