@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from spark_dedup.datasets import ANY_LENGTH, Source, given_options, read_files
 from spark_dedup.errors import InputError
 from spark_dedup.ids.files import match_urls
-from spark_dedup.ids.splits import Split, count_splits
+from spark_dedup.ids.splits import Split, count_splits, text_of
 from spark_dedup.listing import FileInfo
 from spark_dedup.stores import store_options
 from spark_dedup.tables import file_and_start
@@ -215,13 +215,12 @@ def _check_text(text: DataFrame, paths: Mapping[str, str], *, arrays: bool) -> N
     begun = F.substring(line, 1, 60).alias("text")
     shown = found.select(wrong.alias("wrong"), file_and_start(found)[0].alias("url"), begun)
     counted = shown.groupBy("wrong", "url").agg(F.count("*").alias("n"), F.min("text").alias("text"))
-    # In digits: what is malformed beside may be no UTF-8, which a Connect session does not hand over as text.
-    rows = counted.orderBy("wrong", "url").limit(5).withColumn("text", F.hex("text")).collect()
+    rows = counted.orderBy("wrong", "url").limit(5).withColumn("digits", F.hex("text")).drop("text").collect()
     if not rows:
         return
     worst = rows[0]["wrong"]
     rows = [row for row in rows if row["wrong"] == worst]
-    places = "; ".join(f"{paths[row['url']]}: {row['n']}, such as {_shown(row['text'])!r}" for row in rows)
+    places = "; ".join(f"{paths[row['url']]}: {row['n']}, such as {text_of(row['digits'])!r}" for row in rows)
     if worst == _IS_TORN:
         logger.warning(
             "line(s) with halves of surrogate pairs, which UTF-8 does not have, in %s: Spark reads each as '?', so "
@@ -231,10 +230,6 @@ def _check_text(text: DataFrame, paths: Mapping[str, str], *, arrays: bool) -> N
         return
     what = "go on after their object" if worst == _GOES_ON else "are arrays of objects"
     raise InputError(f"line(s) {what}, in {places}: give every document a line of its own")
-
-
-def _shown(digits: str) -> str:
-    return bytes.fromhex(digits).decode("utf-8", "replace")
 
 
 def _check_lines(splits: Sequence[Split], paths: Mapping[str, str], on_bad_lines: str) -> int:

@@ -43,6 +43,7 @@ __all__ = [
     "rows_by_url",
     "small_table",
     "split_table",
+    "text_of",
 ]
 
 URL, START, SEEN, BASE, FIRST, COUNT = (
@@ -105,9 +106,8 @@ def count_splits(df: DataFrame, bad: Column | None = None) -> list[Split]:
         F.min(found).alias("first_bad"),
     )
     first = F.col("first_bad")
-    # As bytes: what is malformed may be no UTF-8, which a Connect session does not hand over as text.
     shown = counted.select(
-        URL, START, BASE, COUNT, "bad", first[SEEN].alias("place"), first["text"].cast("binary").alias("text")
+        URL, START, BASE, COUNT, "bad", first[SEEN].alias("place"), F.hex(first["text"]).alias("digits")
     )
     return [
         Split(
@@ -116,7 +116,7 @@ def count_splits(df: DataFrame, bad: Column | None = None) -> list[Split]:
             row[BASE],
             row[COUNT],
             row["bad"],
-            (row["place"] - row[BASE], row["text"].decode("utf-8", "replace")) if row["bad"] else None,
+            (row["place"] - row[BASE], text_of(row["digits"])) if row["bad"] else None,
         )
         for row in shown.collect()
     ]
@@ -131,6 +131,11 @@ def cut_alike(spark: SparkSession, filetype: str) -> AbstractContextManager[None
         return settings(spark, {})
     cores = conf_of(spark, "spark.sql.leafNodeDefaultParallelism") or str(task_slots(spark))
     return settings(spark, {_LEAST_SPLITS: cores})
+
+
+def text_of(digits: str) -> str:
+    """Return text that Spark gave as ``hex``: a Connect session gives no text that is no UTF-8."""
+    return bytes.fromhex(digits).decode("utf-8", "replace")
 
 
 def rows_by_url(splits: Sequence[Split]) -> dict[str, int]:
