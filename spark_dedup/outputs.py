@@ -175,7 +175,7 @@ def clear_killed(path: str, mode: str = "error") -> None:
     """
     parent, name = path.rsplit("/", 1)
     left = re.compile(
-        rf"\.{re.escape(name)}\.[0-9a-f]{{12}}\.tmp(?P<rest>\.old|\.located|\.clone|\.unfinished)?"
+        rf"\.{re.escape(name)}\.[0-9a-f]{{12}}\.tmp(?P<rest>\.old|\.located|\.clone|\.unfinished|\.held)?"
     )
     entries = _names(parent)
     for entry in entries:

@@ -31,7 +31,6 @@ __all__ = [
     "describe_device",
     "is_connect",
     "job_context",
-    "require_checkpoints",
     "require_delta",
     "resolve_device",
     "session_key",
@@ -247,19 +246,6 @@ def require_delta(spark: SparkSession) -> None:
         f"this Spark session has no Delta: start it with --packages {coordinate} {wanted}, "
         "or use spark_dedup.build_session()"
     )
-
-
-def require_checkpoints(spark: SparkSession) -> None:
-    """Check that a session can hold rows that a plan goes on from.
-
-    Raises:
-        InputError: a Spark Connect session of 3.5, which cannot.
-    """
-    if not hasattr(type(spark.range(1)), "localCheckpoint"):
-        raise InputError(
-            "this needs rows held between steps (localCheckpoint), which Spark Connect has from 4.0 on: take a "
-            "classic session, or a newer Spark"
-        )
 
 
 def task_slots(spark: SparkSession) -> int:

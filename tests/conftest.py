@@ -53,6 +53,13 @@ def views(spark):
         spark.sql(f"DROP VIEW IF EXISTS {name}")
 
 
+@pytest.fixture(params=["executors", "files"])
+def held(request, monkeypatch):
+    """Where rows are held between steps; in files where a session refuses to hold them."""
+    if request.param == "files":
+        monkeypatch.setattr("spark_dedup.held._has_checkpoints", lambda _: False)
+
+
 @pytest.fixture(scope="session")
 def shared_data():
     """Folder of real data, kept beside the checkout and never committed."""

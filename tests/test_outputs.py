@@ -194,7 +194,7 @@ def test_an_output_that_appears_meanwhile_is_kept(tmp_path):
 
 def test_leftovers_of_killed_runs_are_cleared(tmp_path):
     aside = ".out.0123456789ab.tmp"
-    for name in (aside, f"{aside}.located", f"{aside}.unfinished", ".out.ba9876543210.tmp"):
+    for name in (aside, f"{aside}.located", f"{aside}.unfinished", f"{aside}.held", ".out.ba9876543210.tmp"):
         write(tmp_path / name)
     write(tmp_path / ".out2.0123456789ab.tmp")
     write(tmp_path / ".out.mine.tmp")

@@ -6,7 +6,7 @@ from pyspark.sql import SparkSession
 from spark_dedup import java, runtime, session
 from spark_dedup.errors import InputError
 from spark_dedup.ids.splits import on_gpu
-from spark_dedup.session import build_session, require_checkpoints, require_delta, resolve_device, task_slots
+from spark_dedup.session import build_session, require_delta, resolve_device, task_slots
 from spark_dedup.settings import conf_of, parquet_as_it_is, settings
 
 
@@ -27,12 +27,6 @@ def test_gpu_without_gpu_fails_before_the_jvm(monkeypatch):
 def test_unknown_device():
     with pytest.raises(InputError, match="auto, cpu, gpu"):
         resolve_device("tpu")
-
-
-def test_a_session_that_holds_no_rows_between_steps_is_refused(spark):
-    require_checkpoints(spark)
-    with pytest.raises(InputError, match=r"Spark Connect has from 4\.0 on"):
-        require_checkpoints(types.SimpleNamespace(range=lambda _: object()))
 
 
 class Untold:

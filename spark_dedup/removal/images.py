@@ -13,6 +13,7 @@ import pyarrow as pa
 from spark_dedup.datasets import find_source, read_dataset
 from spark_dedup.errors import InputError
 from spark_dedup.footers import parquet_footers
+from spark_dedup.held import holding
 from spark_dedup.listing import Named, list_files
 from spark_dedup.outputs import check_output
 from spark_dedup.paths import Location
@@ -27,7 +28,6 @@ from spark_dedup.removal.image_files import (
 )
 from spark_dedup.removal.text import how_to_match
 from spark_dedup.schemas import check_schemas
-from spark_dedup.session import require_checkpoints
 from spark_dedup.tables import as_compared, col, have_char, require_columns
 from spark_dedup.workers import in_worker
 
@@ -164,25 +164,21 @@ class ImageDuplicatesRemovalStage:
         """
         from pyspark.sql import functions as F
 
-        require_checkpoints(spark)
         check_output(output, inputs=roots_of(shards), by_spark=False)
         found = list_shards(shards)
         places = places_below(found, roots_of(shards))
         listed, _ = self._listed(spark, "string")
         rows = [(file.path, place) for file, place in zip(found, places, strict=True)]
         work = _frame(spark, rows, "path string, place string")
-        keys = work.mapInArrow(
-            in_worker(list_keys), "path string, key string, error string"
-        ).localCheckpoint()
-        broken = [
-            f"{row['path']} ({row['error']})" for row in keys.where("error IS NOT NULL").limit(5).collect()
-        ]
-        if broken:
-            raise InputError(f"unreadable shard(s): {'; '.join(broken)}. Write them again or remove them")
-        gone = keys.join(F.broadcast(listed), F.col("key") == F.col(_LISTED), "left_semi")
-        by_shard = gone.groupBy("path").agg(F.collect_set("key").alias("keys"))
-        tasks = work.join(by_shard, "path", "left")
-        with copies(output) as aside:
+        with copies(output) as aside, holding(spark, f"{aside}.held") as hold:
+            keys = hold(work.mapInArrow(in_worker(list_keys), "path string, key string, error string"))
+            broken = keys.where("error IS NOT NULL").limit(5).collect()
+            if broken:
+                named = "; ".join(f"{row['path']} ({row['error']})" for row in broken)
+                raise InputError(f"unreadable shard(s): {named}. Write them again or remove them")
+            gone = keys.join(F.broadcast(listed), F.col("key") == F.col(_LISTED), "left_semi")
+            by_shard = gone.groupBy("path").agg(F.collect_set("key").alias("keys"))
+            tasks = work.join(by_shard, "path", "left")
 
             def rewrite(batches: Batches) -> Iterator[pa.RecordBatch]:
                 for batch in batches:

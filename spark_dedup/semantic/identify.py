@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pyspark.sql import functions as F
 
 from spark_dedup.errors import InputError
-from spark_dedup.session import require_checkpoints
+from spark_dedup.held import Hold, on_executors
 from spark_dedup.tables import col, id_text, require_columns
 
 if TYPE_CHECKING:
@@ -59,13 +59,17 @@ def is_match(id_field: str = "id") -> Column:
 
 
 def identify_semantic(
-    pairs: DataFrame, *, eps: float, id_field: str = "id", clusters: DataFrame | None = None
+    pairs: DataFrame,
+    *,
+    eps: float,
+    id_field: str = "id",
+    clusters: DataFrame | None = None,
+    hold: Hold = on_executors,
 ) -> DataFrame:
     """Return the ledger rows of the duplicates at ``eps``: one for each record to remove.
 
     Many thresholds need one pairwise pass only: ``pairs`` holds the scores. They are read once, now. Chains are
-    resolved by doubling, in about log2(longest chain) small jobs over the ids to remove, whose state stays on the
-    executors.
+    resolved by doubling, in about log2(longest chain) small jobs over the ids to remove.
 
     Args:
         pairs: ``id``, ``max_id`` and ``cosine_sim_score`` as
@@ -74,6 +78,7 @@ def identify_semantic(
         id_field: name of the id column in ``pairs`` and ``clusters``; unique, which jobs check and this does not: a
             repeated id is listed if one of its records is to be removed, and removal takes them all.
         clusters: all ids with their ``centroid``, for ``group_id``; not needed where ``pairs`` has that column.
+        hold: keeps rows between steps; on the executors, unless another is given.
 
     Returns:
         ``id``, ``matched_id`` and ``kept_id`` in the type of the id, ``group_id`` and ``method`` as strings,
@@ -81,7 +86,8 @@ def identify_semantic(
         has it; without one known, the kept id.
 
     Raises:
-        InputError: eps out of range, a missing column, or matches that run in a circle.
+        InputError: eps out of range, a missing column, matches that run in a circle, or a session that cannot hold
+            rows on its executors.
     """
     check_eps(eps)
     require_columns(pairs, [id_field, "max_id", "cosine_sim_score"], where="the pairs")
@@ -95,10 +101,9 @@ def identify_semantic(
     )
     if clusters is not None:
         require_columns(clusters, [id_field, "centroid"], where="the clusters")
-    require_checkpoints(pairs.sparkSession)
     # Of pairs that are computed anew, chains and rows could come from different ones.
-    found = found.localCheckpoint()
-    rows = found.join(resolve_chains(found), "id", "inner")
+    found = hold(found)
+    rows = found.join(resolve_chains(found, hold), "id", "inner")
     if clusters is not None:
         # Of the survivor: matches that cross a cluster border (n_probe > 1) leave its group whole.
         known = clusters.select(
@@ -115,33 +120,31 @@ def identify_semantic(
     )
 
 
-def resolve_chains(matches: DataFrame) -> DataFrame:
+def resolve_chains(matches: DataFrame, hold: Hold) -> DataFrame:
     """Follow every match to a record that is not itself removed.
 
     A round replaces each pointer by its target's pointer, so that its reach doubles.
 
     Args:
         matches: ``id`` (unique) and ``matched_id`` of every record to remove.
+        hold: keeps the state between rounds.
 
     Returns:
         ``id`` and ``kept_id``.
 
     Raises:
-        InputError: the matches run in a circle, or the session holds no rows between steps.
+        InputError: the matches run in a circle.
     """
-    require_checkpoints(matches.sparkSession)
-    state = matches.select("id", F.col("matched_id").alias("kept_id")).localCheckpoint()
+    state = hold(matches.select("id", F.col("matched_id").alias("kept_id")))
     before = None
     while True:
         step = state.select(F.col("id").alias("_at"), F.col("kept_id").alias("_next"))
-        state = (
-            state.join(step, F.col("kept_id") == F.col("_at"), "left")
-            .select(
+        state = hold(
+            state.join(step, F.col("kept_id") == F.col("_at"), "left").select(
                 "id",
                 F.coalesce("_next", "kept_id").alias("kept_id"),
                 F.col("_at").isNotNull().alias("_moved"),
             )
-            .localCheckpoint()
         )
         moved = int(state.filter("_moved").count())
         logger.debug("chains: %d pointers moved", moved)

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from spark_dedup.datasets import read_dataset
 from spark_dedup.errors import InputError
 from spark_dedup.exact import check_text
+from spark_dedup.held import holding
 from spark_dedup.ledger import check_ledger
 from spark_dedup.limits import SafetyStopError, check_limits, over_a_limit
 from spark_dedup.outputs import exclusive
 from spark_dedup.parts import Parts
-from spark_dedup.paths import Location, delete, exists, normalise_path
+from spark_dedup.paths import Location, aside_of, delete, exists, normalise_path
 from spark_dedup.rules import TEXT_LENGTH, check_source_rules, with_text_length
 from spark_dedup.semantic.embeddings import embedding_width
 from spark_dedup.semantic.identify import check_eps
@@ -28,7 +29,7 @@ from spark_dedup.semantic.ranking import (
     require_order,
     require_ranking,
 )
-from spark_dedup.session import active_or_build, require_checkpoints
+from spark_dedup.session import active_or_build
 from spark_dedup.settings import parquet_as_it_is
 from spark_dedup.workflows.arguments import check_compression, check_count
 from spark_dedup.workflows.clusters import KMEANS_FOLDER, KMeansStage
@@ -41,6 +42,7 @@ from spark_dedup.workflows.semantic_matching import (
     REMOVED_FOLDER,
     compare,
     identify,
+    ledger_rows,
     record,
     remove,
     removed_with_sources,
@@ -176,7 +178,11 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             stop = self._over_a_limit(metadata, removed)
             if self.ledger is not None:
                 identity = self._identity()
-                metadata |= record(self, session, cache, metadata, began=began, stop=stop, identity=identity)
+                with holding(session, f"{aside_of(duplicates)}.held") as hold:
+                    rows = ledger_rows(self, session, cache, hold)
+                    metadata |= record(
+                        self, session, rows, metadata, began=began, stop=stop, identity=identity
+                    )
             if stop is not None:
                 raise stop
             if self.perform_removal:
@@ -218,7 +224,6 @@ class SemanticDeduplicationWorkflow(KMeansStage):
     def _inspect(self, spark: SparkSession, folders: Sequence[str]) -> JobInput:
         found = super()._inspect(spark, folders)
         if self.ledger is not None:
-            require_checkpoints(spark)
             check_ledger(spark, self.ledger, dict(self._read(spark, found.parts).dtypes)[self.id_field])
         return found
 

@@ -13,6 +13,7 @@ from pyspark.sql import functions as F
 from spark_dedup import rules
 from spark_dedup.datasets import given_options, read_dataset
 from spark_dedup.errors import named_errors
+from spark_dedup.held import Hold
 from spark_dedup.ids.splits import on_gpu
 from spark_dedup.limits import SafetyStopError
 from spark_dedup.outputs import staged
@@ -141,12 +142,12 @@ def identify(
     }
 
 
-def ledger_rows(job: SemanticDeduplicationWorkflow, spark: SparkSession, cache: str) -> DataFrame:
+def ledger_rows(job: SemanticDeduplicationWorkflow, spark: SparkSession, cache: str, hold: Hold) -> DataFrame:
     """Return the ledger rows of the duplicates, with their sources where they are known."""
     assert job.eps is not None
     records = _records(job, spark, cache)
     # Protected records leave the matches before chains are followed, so that chains end at them.
-    rows = identify_semantic(_removable(job, spark, cache), eps=job.eps, clusters=records)
+    rows = identify_semantic(_removable(job, spark, cache), eps=job.eps, clusters=records, hold=hold)
     if job.source_field is not None:
         rows = rules.with_sources(rows, records, id_field="id", source_field="source")
     return rules.drop_all_copies(rows, protected=job.protected_sources) if job.drop_all_copies else rows
@@ -162,16 +163,15 @@ def removed_with_sources(
 def record(
     job: SemanticDeduplicationWorkflow,
     spark: SparkSession,
-    cache: str,
+    rows: DataFrame,
     metadata: Mapping[str, Any],
     *,
     began: datetime,
     stop: SafetyStopError | None,
     identity: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write the run to the job's ledger; return where it is, and the run's id."""
+    """Write the run and its ``ledger_rows`` to the job's ledger; return where it is, and the run's id."""
     assert job.ledger is not None
-    rows = ledger_rows(job, spark, cache)
     with job_progress(spark, "counting groups"):
         num_groups = int(rows.select("group_id", "kept_id").distinct().count())
     return record_run(

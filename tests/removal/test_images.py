@@ -249,7 +249,7 @@ def raw(path):
         }, tar.pax_headers
 
 
-def test_shards_keep_members_byte_for_byte(spark, emoji, tmp_path):
+def test_shards_keep_members_byte_for_byte(spark, held, emoji, tmp_path):
     images, surplus = emoji
     keys = [*sorted(images)[:20], *surplus]
     (tmp_path / "in" / "sub").mkdir(parents=True)

@@ -379,13 +379,15 @@ def test_plan_touches_nothing(spark, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
-def test_ledger(spark, tmp_path):
+def test_ledger(spark, held, tmp_path):
     data, ledger = write(tmp_path / "in", near_copies()), tmp_path / "ledger"
     SemanticDeduplicationWorkflow(data, tmp_path / "out", 4, eps=0.01, ledger=ledger).run(spark)
     rows = spark.read.format("delta").load(str(ledger / "duplicates")).collect()
     assert len(rows) == 50
     removed = {int(r["id"]) for r in rows}
     assert all(int(r["kept_id"]) not in removed and int(r["kept_id"]) // 6 == int(r["id"]) // 6 for r in rows)
+    folders = sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_dir())
+    assert folders == ["duplicates", "kmeans_results", "pairwise_results"]
 
 
 def test_a_broken_file_is_named_before_anything_else(spark, tmp_path):
