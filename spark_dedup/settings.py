@@ -14,7 +14,7 @@ from spark_dedup.errors import first_line
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-__all__ = ["NANOS_AS_LONG", "VECTORIZED", "conf_of", "parquet_as_it_is", "settings"]
+__all__ = ["NANOS_AS_LONG", "VECTORIZED", "change", "conf_of", "parquet_as_it_is", "settings"]
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +75,19 @@ def settings(spark: SparkSession, wanted: Mapping[str, str], *, reason: str | No
     finally:  # of an interrupted start, too
         for key in held:
             _give_back(spark, (session, key), mine)
+
+
+def change(spark: SparkSession, key: str, value: str) -> None:
+    """Change a setting that blocks hold, if the session takes it, until the last of them ends.
+
+    Those of other threads must do with it as well.
+    """
+    from spark_dedup.session import session_key
+
+    with _lock, contextlib.suppress(Exception):  # its class differs between classic and Connect
+        spark.conf.set(key, value)
+        for later in _holders.get((session_key(spark), key), [])[1:]:
+            later.before[key] = value
 
 
 class _Held:

@@ -7,7 +7,7 @@ from spark_dedup import java, runtime, session
 from spark_dedup.errors import InputError
 from spark_dedup.ids.splits import on_gpu
 from spark_dedup.session import build_session, require_delta, resolve_device, task_slots
-from spark_dedup.settings import conf_of, parquet_as_it_is, settings
+from spark_dedup.settings import VECTORIZED, change, conf_of, parquet_as_it_is, settings
 
 
 def test_delta_round_trip(spark, tmp_path):
@@ -110,6 +110,16 @@ def test_jobs_in_threads_of_one_session_end_in_any_order(spark):
     assert spark.conf.get(name) == "TIMESTAMP_MILLIS"
     second.__exit__(None, None, None)
     assert spark.conf.get(name, None) == before
+
+
+def test_what_a_job_needs_stays_when_another_ends(spark):
+    """Else the reader that a job asked for would be gone in the middle of its scans."""
+    before = spark.conf.get(VECTORIZED)
+    with parquet_as_it_is(spark):
+        with parquet_as_it_is(spark):
+            change(spark, VECTORIZED, "false")
+        assert spark.conf.get(VECTORIZED) == "false"
+    assert spark.conf.get(VECTORIZED) == before
 
 
 def test_task_slots(spark):

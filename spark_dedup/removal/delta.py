@@ -49,6 +49,7 @@ def clone_without(
     *,
     id_field: str,
     duplicate_id_field: str,
+    version: str | None = None,
 ) -> None:
     """Clone a Delta table and hide the listed rows behind deletion vectors; ids are shuffled, no list is broadcast.
 
@@ -61,13 +62,15 @@ def clone_without(
         target: the clone, as SQL names it.
         id_field: id column of the source.
         duplicate_id_field: id column of ``duplicates``.
+        version: number of the source's version to clone; None for the newest.
 
     Raises:
         InputError: for a source that cannot be cloned, or not in this session.
     """
+    older = "" if version is None else f"VERSION AS OF {int(version)} "
     with _named_refusal(source):
         spark.sql(
-            f"CREATE TABLE {target} SHALLOW CLONE {relation_of(source)} "
+            f"CREATE TABLE {target} SHALLOW CLONE {relation_of(source)} {older}"
             "TBLPROPERTIES ('delta.enableDeletionVectors' = 'true', 'delta.appendOnly' = 'false')"
         )
     ids = (spark.table(target), id_field), (duplicates, duplicate_id_field)

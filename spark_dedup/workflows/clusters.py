@@ -6,8 +6,8 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from spark_dedup.settings import parquet_as_it_is
 from spark_dedup.tables import col, require_columns
 from spark_dedup.workflows.inputs import (
     JobInput,
+    at_version,
     check_unchanged,
     inspect_input,
     plain_files,
@@ -141,6 +142,17 @@ class KMeansStage:
         """Run the job; its metadata has ``kmeans_time``, ``n_iter``, ``inertia`` and the counts."""
         started = time.monotonic()
         session = active_or_build(spark, device=self.device)
+        done = self._at_version(session)._do_all(session)
+        return WorkflowResult("kmeans", {"total_time": time.monotonic() - started, **done})
+
+    def _at_version(self, session: SparkSession) -> Self:
+        """Return the job with a Delta table held at its newest version."""
+        options = at_version(
+            session, self.input_path, filetype=self.input_filetype, read_kwargs=self.read_kwargs
+        )
+        return replace(self, read_kwargs=options)
+
+    def _do_all(self, session: SparkSession) -> dict[str, Any]:
         output = normalise_path(self.output_path)
         with ExitStack() as held:
             held.enter_context(parquet_as_it_is(session))
@@ -149,7 +161,7 @@ class KMeansStage:
             steps = held.enter_context(self._steps(session, output, found, [KMEANS_FOLDER]))
             done = self._clustered(session, steps, found, output, self.write_kwargs)
             steps.close()
-        return WorkflowResult("kmeans", {"total_time": time.monotonic() - started, **done})
+        return done
 
     def _folders(self) -> list[str]:
         """Return the folders that are replaced; no input may lie in them."""
@@ -177,9 +189,13 @@ class KMeansStage:
         done = steps.result("kmeans")
         if done is None:
             done = self._cluster(spark, found, folder, options)
-            check_unchanged(found, filetype=self.input_filetype, extensions=self.input_file_extensions)
+            self._check_unchanged(found)
             steps.finish("kmeans", done, wrote=[KMEANS_FOLDER])
         return done
+
+    def _check_unchanged(self, found: JobInput, *, or_more: bool = False) -> None:
+        extensions = self.input_file_extensions
+        check_unchanged(found, filetype=self.input_filetype, extensions=extensions, or_more=or_more)
 
     def _identity(self) -> dict[str, Any]:
         """Return what decides the clusters, beside the input's files."""

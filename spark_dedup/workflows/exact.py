@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,7 @@ from spark_dedup.workflows.exact_matching import (
     remove,
     safety_stop,
 )
-from spark_dedup.workflows.inputs import check_unchanged, table_version
+from spark_dedup.workflows.inputs import at_version, check_unchanged, table_version
 from spark_dedup.workflows.planning import plan_of
 from spark_dedup.workflows.result import WorkflowResult
 from spark_dedup.workflows.steps import Steps, fingerprint, steps_of
@@ -175,6 +175,13 @@ class ExactDeduplicationWorkflow:
         session = session_with(
             spark, startup_settings(self), device=self.device, reason="ExactDeduplicationWorkflow"
         )
+        options = at_version(
+            session, input_of(self), filetype=self.input_filetype, read_kwargs=self.read_kwargs
+        )
+        metadata = replace(self, read_kwargs=options)._do_all(session, began)
+        return WorkflowResult("exact_deduplication", {"total_time": time.monotonic() - started, **metadata})
+
+    def _do_all(self, session: SparkSession, began: datetime) -> dict[str, Any]:
         output = normalise_path(self.output_path)
         with ExitStack() as held:
             held.enter_context(parquet_as_it_is(session))
@@ -196,7 +203,7 @@ class ExactDeduplicationWorkflow:
             metadata = self._do(session, steps, found, output, began)
             steps.close()  # before what a rerun would need goes: a job killed in between is finished
             forget_rows(output)
-        return WorkflowResult("exact_deduplication", {"total_time": time.monotonic() - started, **metadata})
+        return metadata
 
     def _do(
         self, spark: SparkSession, steps: Steps, found: Documents, output: str, began: datetime

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ from spark_dedup.ids.splits import rows_by_url
 from spark_dedup.listing import FileInfo, Named, list_files
 from spark_dedup.parts import Parts
 from spark_dedup.schemas import check_schemas, null_parts
-from spark_dedup.settings import NANOS_AS_LONG, VECTORIZED, conf_of
+from spark_dedup.settings import NANOS_AS_LONG, VECTORIZED, change, conf_of
 from spark_dedup.tables import col, require_columns
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "JobInput",
+    "at_version",
     "check_unchanged",
     "inspect_input",
     "plain_files",
@@ -113,12 +113,10 @@ def inspect_input(
     check_schemas(files, footers, columns=columns, nulls_fit=nulls_fit)
     shown = shown and conf_of(spark, VECTORIZED, "true") == "true"
     if check_packed(files, footers, columns=columns, by_spark=by_spark, shown=shown):
-        with contextlib.suppress(Exception):  # its class differs between classic and Connect
-            spark.conf.set(VECTORIZED, "false")
+        change(spark, VECTORIZED, "false")
     times = conf_of(spark, "spark.sql.timeType.enabled") == "true"
     if check_readable(files, footers, columns=columns, times=times):
-        with contextlib.suppress(Exception):  # its class differs between classic and Connect
-            spark.conf.set(NANOS_AS_LONG, "true")
+        change(spark, NANOS_AS_LONG, "true")
     parts = null_parts(files, footers, columns=columns) if nulls_fit else {}
     rows = {file: footer.num_rows for file, footer in zip(files, footers, strict=True)}
     return JobInput(found, files, sum(rows.values()), found.names, parts=parts, rows=rows)
@@ -227,12 +225,30 @@ def read_input(
     return df.select(*kept), sum(rows_by_url(splits).values()) - skipped
 
 
+def at_version(
+    spark: SparkSession, source: Named, *, filetype: str, read_kwargs: Mapping[str, Any] | None = None
+) -> Mapping[str, Any] | None:
+    """Return options of the reader that hold a Delta table at its newest version; for all else the given ones.
+
+    Else a step of a job would read what others wrote since the step before it.
+    """
+    found = find_source(spark, source, filetype=filetype)
+    version = None if found.kind == "files" or _asks_for_version(read_kwargs) else delta_version(spark, found)
+    if version is None:
+        return read_kwargs
+    return {**given_options(read_kwargs), "versionAsOf": version.removeprefix("delta:")}
+
+
 def table_version(
     spark: SparkSession, source: Named, *, filetype: str, read_kwargs: Mapping[str, Any] | None = None
 ) -> str | None:
-    """Return what changes when a Delta path or table does; None for files, which tell by themselves."""
+    """Return what is never the same again for a table that tells no version; None for all else."""
     found = find_source(spark, source, filetype=filetype)
-    if found.kind == "files":
+    if found.kind == "files" or _asks_for_version(read_kwargs):
         return None
     # A view, or a table that is not Delta, is never taken for unchanged.
-    return delta_version(spark, found, read_kwargs) or uuid.uuid4().hex
+    return uuid.uuid4().hex
+
+
+def _asks_for_version(read_kwargs: Mapping[str, Any] | None) -> bool:
+    return not {"versionasof", "timestampasof"}.isdisjoint(map(str.lower, given_options(read_kwargs)))

@@ -150,7 +150,7 @@ def _write_aside(
 def _can_hide(job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: RemovalInput) -> bool:
     """Return whether a long list may be applied by a clone, which joins ids alone and broadcasts nothing."""
     # Delta cannot read a column of that name beside deletion vectors.
-    is_plain = not given_options(job.input_kwargs) and "_metadata" not in map(str.lower, found.df.columns)
+    is_plain = _is_plain(job) and "_metadata" not in map(str.lower, found.df.columns)
     # On a GPU the join is quick, and deletion vectors keep a plan off it.
     if not is_plain or ids_are_made(job) or on_gpu(spark):
         return False
@@ -161,6 +161,11 @@ def _can_hide(job: TextDuplicatesRemovalWorkflow, spark: SparkSession, found: Re
     return not any(kept[key] == "true" for key in kept if key.startswith("delta.enableIcebergCompat"))
 
 
+def _is_plain(job: TextDuplicatesRemovalWorkflow) -> bool:
+    """Return whether the table is read as it is, if at an older version."""
+    return given_options(job.input_kwargs).keys() <= {"versionAsOf"}
+
+
 def _hidden(
     job: TextDuplicatesRemovalWorkflow,
     spark: SparkSession,
@@ -169,7 +174,8 @@ def _hidden(
     clone: str,
 ) -> DataFrame:
     """Return the documents that remain, as a clone shows them, which the caller drops."""
-    clone_without(spark, found.source, listed, clone, **fields_of(job))
+    version = given_options(job.input_kwargs).get("versionAsOf")
+    clone_without(spark, found.source, listed, clone, **fields_of(job), version=version)
     return spark.table(clone).select(*[col(name) for name in found.df.columns])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
 
 
 __all__ = ["KMeansStage", "SemanticDeduplicationWorkflow"]
+
+logger = logging.getLogger(__name__)
 
 OLD_KEYS = {
     "total_execution_time": "total_time",
@@ -137,17 +140,22 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             protected=self.protected_sources,
             max_removed_fraction=self.max_removed_fraction,
         )
-        named = (self.id_field, self.embedding_field, *self._named_fields())
-        if self.keep_longest is not None and TEXT_LENGTH in named:
-            raise InputError(f"column {TEXT_LENGTH!r} would be replaced by keep_longest; rename it first")
+        if self.keep_longest is not None and TEXT_LENGTH in (*self._named_fields(), self.embedding_field):
+            raise _text_length_refused()
         for name in ("pairwise_batch_size", "n_probe", "_duplicates_num_row_groups_hint"):
             if name != "_duplicates_num_row_groups_hint" or self._duplicates_num_row_groups_hint is not None:
                 check_count(name, getattr(self, name))
 
     def run(self, spark: SparkSession | None = None) -> WorkflowResult:
         """Run the job, from its last finished step."""
-        started, began = time.monotonic(), datetime.now(UTC)
+        started = time.monotonic()
         session = active_or_build(spark, device=self.device)
+        metadata = {"total_time": 0.0, **self._at_version(session)._do_all(session)}
+        metadata["total_time"] = time.monotonic() - started
+        return WorkflowResult("semantic_deduplication", metadata, OLD_KEYS)
+
+    def _do_all(self, session: SparkSession) -> dict[str, Any]:
+        began = datetime.now(UTC)
         output = normalise_path(self.output_path)
         cache = normalise_path(self.cache_path) if self.cache_path is not None else output
         duplicates = f"{output}/{DUPLICATES_FOLDER}"
@@ -162,7 +170,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             there = [f"{output}/{name}" for name in final if exists(f"{output}/{name}")]
             if there and not (self.clear_output or steps.resumed):
                 raise FileExistsError(f"output {there[0]} exists: choose another folder or clear_output=True")
-            metadata: dict[str, Any] = {"total_time": 0.0, "num_duplicates": 0}
+            metadata: dict[str, Any] = {"num_duplicates": 0}
             metadata |= self._clustered(session, steps, found, cache, self.cache_kwargs)
             compared = steps.result("pairwise")
             if compared is None:
@@ -174,8 +182,8 @@ class SemanticDeduplicationWorkflow(KMeansStage):
                 wrote = [DUPLICATES_FOLDER]
                 metadata |= steps.finish("identify", identify(self, session, cache, duplicates), wrote=wrote)
             by_source = isinstance(self.max_removed_fraction, Mapping) and self.eps is not None
-            removed = removed_with_sources(self, session, cache, duplicates) if by_source else None
-            stop = self._over_a_limit(metadata, removed)
+            sources = removed_with_sources(self, session, cache, duplicates) if by_source else None
+            stop = self._over_a_limit(metadata, sources)
             if self.ledger is not None:
                 identity = self._identity()
                 with holding(session, f"{aside_of(duplicates)}.held") as hold:
@@ -185,11 +193,15 @@ class SemanticDeduplicationWorkflow(KMeansStage):
                     )
             if stop is not None:
                 raise stop
+            if not self.perform_removal and exists(f"{output}/{REMOVED_FOLDER}"):
+                logger.warning("%s/%s is not of this run: it is left as it was", output, REMOVED_FOLDER)
             if self.perform_removal:
-                metadata |= steps.finish("remove", remove(self, session, output), wrote=[REMOVED_FOLDER])
+                self._check_unchanged(found, or_more=True)
+                removed = remove(self, session, output)
+                self._check_unchanged(found)
+                metadata |= steps.finish("remove", removed, wrote=[REMOVED_FOLDER])
             steps.close()
-        metadata |= {"total_time": time.monotonic() - started, "output_path": output}
-        return WorkflowResult("semantic_deduplication", metadata, OLD_KEYS)
+        return {**metadata, "output_path": output}
 
     def plan(self, spark: SparkSession | None = None) -> WorkflowResult:
         """Say what would be read, compared and written, how large it is and where it runs; write nothing."""
@@ -277,6 +289,8 @@ class SemanticDeduplicationWorkflow(KMeansStage):
         df = super()._read(spark, parts)
         if self.keep_longest is None:
             return df
+        if TEXT_LENGTH in map(str.lower, df.columns):
+            raise _text_length_refused()
         check_text(df, self.keep_longest, argument="keep_longest")
         return with_text_length(df, text_field=self.keep_longest)
 
@@ -299,3 +313,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             documents_by_source=metadata.get("documents_by_source"),
             largest_cluster=metadata["largest_cluster"],
         )
+
+
+def _text_length_refused() -> InputError:
+    return InputError(f"column {TEXT_LENGTH!r} would be replaced by keep_longest; rename it first")

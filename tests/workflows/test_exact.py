@@ -17,6 +17,7 @@ from sessions import child_environment
 from spark_dedup import CURATOR_DEDUP_ID_STR as ID
 from spark_dedup import ExactDeduplicationWorkflow, IdGenerator, IdRegistry
 from spark_dedup.errors import InputError
+from spark_dedup.removal import passes
 from spark_dedup.workflows import exact_matching
 from spark_dedup.workflows.steps import Steps
 
@@ -397,6 +398,32 @@ def test_an_input_that_changes_while_the_job_runs(spark, tmp_path, monkeypatch, 
             run()
     assert not (out / "deduplicated").exists()
     assert run()["num_duplicates_removed"] == {"changed": 0, "more": 6}[what]
+
+
+@pytest.mark.parametrize("is_long", [False, True])
+def test_rows_that_a_delta_table_gains_meanwhile_are_not_looked_at(spark, tmp_path, monkeypatch, is_long):
+    """Removal would keep them without comparing them."""
+    table, out = str(tmp_path / "table"), tmp_path / "out"
+    rows = [(number, text) for number, text in enumerate(TEXTS)]
+    spark.createDataFrame(rows, "id long, text string").write.format("delta").save(table)
+    if is_long:
+        monkeypatch.setattr(passes, "IDS_PER_PASS", 1)
+    real = exact_matching.safety_stop
+
+    def meanwhile(*args):
+        more = spark.createDataFrame([(99, TEXTS[0]), (100, "new")], "id long, text string")
+        more.write.format("delta").mode("append").save(table)
+        return real(*args)
+
+    monkeypatch.setattr("spark_dedup.workflows.exact.safety_stop", meanwhile)
+    job = ExactDeduplicationWorkflow(
+        input_path=table, output_path=out, assign_id=False, id_field="id", perform_removal=True
+    )
+    done = job.run(spark)
+    kept = spark.read.parquet(str(out / "deduplicated")).collect()
+    first = {text or "": number for number, text in reversed(rows)}
+    assert sorted(row["id"] for row in kept) == sorted(first.values())
+    assert done["num_documents_written"] + done["num_duplicates_removed"] == len(TEXTS)
 
 
 def test_a_failed_job_leaves_no_rows_in_a_folder_of_the_users(spark, tmp_path, monkeypatch):

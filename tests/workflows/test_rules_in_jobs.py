@@ -249,6 +249,23 @@ class TestSemantic:
         SemanticDeduplicationWorkflow(records, out, 3, **raised).run(spark)
         assert set(found) < set(ids_of(out / "duplicates"))
 
+    def test_a_length_in_the_files_does_not_rank(self, spark, tmp_path):
+        """Tasks that read the files by themselves would take it for the one that the job counts."""
+        columns = {
+            "id": [0, 1],
+            "embeddings": [[1.0, 0.0]] * 2,
+            "text": ["long text", "b"],
+            "_Text_Length": [1, 2],
+        }
+        (tmp_path / "in").mkdir()
+        pq.write_table(pa.table(columns), tmp_path / "in" / "0.parquet")
+        job = SemanticDeduplicationWorkflow(
+            tmp_path / "in", tmp_path / "out", 1, eps=EPS, keep_longest="text"
+        )
+        with pytest.raises(InputError, match="'_text_length' would be replaced by keep_longest"):
+            job.run(spark)
+        assert not (tmp_path / "out").exists()
+
     @pytest.mark.parametrize(
         ("changes", "says"),
         [

@@ -16,6 +16,7 @@ from spark_dedup import (
 from spark_dedup.errors import InputError
 from spark_dedup.semantic.kmeans import _SAMPLE_OF, fit_kmeans
 from spark_dedup.settings import settings
+from spark_dedup.workflows import semantic_matching
 from spark_dedup.workflows.steps import Steps
 
 
@@ -388,6 +389,49 @@ def test_ledger(spark, held, tmp_path):
     assert all(int(r["kept_id"]) not in removed and int(r["kept_id"]) // 6 == int(r["id"]) // 6 for r in rows)
     folders = sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_dir())
     assert folders == ["duplicates", "kmeans_results", "pairwise_results"]
+
+
+@pytest.mark.parametrize("what", ["changed", "more"])
+def test_an_input_that_changes_while_the_job_runs(spark, tmp_path, monkeypatch, what):
+    """Else a record would be removed for what its file held before, or one that nobody compared be kept."""
+    data, out = write(tmp_path / "in", near_copies(), files=2), tmp_path / "out"
+    real = semantic_matching.identify
+
+    def meanwhile(*args):
+        done = real(*args)
+        name = {"changed": "part-0.parquet", "more": "part-9.parquet"}[what]
+        pq.write_table(pa.table({"id": [99], "embeddings": [np.ones(8, np.float32)]}), data / name)
+        return done
+
+    monkeypatch.setattr("spark_dedup.workflows.semantic.identify", meanwhile)
+    with pytest.raises(InputError, match=r"input changed while the job ran: .*part-"):
+        SemanticDeduplicationWorkflow(data, out, 4, eps=0.01, perform_removal=True).run(spark)
+    assert not (out / "deduplicated").exists()
+
+
+def test_rows_that_a_delta_table_gains_meanwhile_are_not_looked_at(spark, tmp_path, monkeypatch):
+    data, table, out = write(tmp_path / "in", near_copies()), str(tmp_path / "table"), tmp_path / "out"
+    spark.read.parquet(str(data)).write.format("delta").save(table)
+    real = semantic_matching.compare
+
+    def meanwhile(*args):
+        more = spark.createDataFrame([(99, [1.0] * 8)], "id long, embeddings array<float>")
+        more.write.format("delta").mode("append").save(table)
+        return real(*args)
+
+    monkeypatch.setattr("spark_dedup.workflows.semantic.compare", meanwhile)
+    job = SemanticDeduplicationWorkflow(table, out, 4, input_filetype="delta", eps=0.01, perform_removal=True)
+    done = job.run(spark)
+    assert (done["num_documents"], done["num_documents_written"]) == (60, 10)
+    assert 99 not in ids_in(out / "deduplicated")
+
+
+def test_what_an_earlier_run_removed_is_said_to_be_old(spark, tmp_path, caplog):
+    data, out = write(tmp_path / "in", near_copies()), tmp_path / "out"
+    SemanticDeduplicationWorkflow(data, out, 4, eps=0.01, perform_removal=True).run(spark)
+    assert "is not of this run" not in caplog.text
+    SemanticDeduplicationWorkflow(data, out, 4, eps=0.02).run(spark)
+    assert "out/deduplicated is not of this run: it is left as it was" in caplog.text
 
 
 def test_a_broken_file_is_named_before_anything_else(spark, tmp_path):
