@@ -21,7 +21,7 @@ from spark_dedup.listing import check_there, is_small
 __all__ = ["cli", "main"]
 
 _BAD_PATH = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
-_BAD_INPUT = (ValueError, KeyError, *_BAD_PATH)
+_BAD_INPUT = (InputError, *_BAD_PATH)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

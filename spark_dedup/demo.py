@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import sysconfig
 import textwrap
@@ -100,6 +101,8 @@ def documents_of(given: str | None, output: Path) -> tuple[str, str, str]:
                 return str(found), filetype, f"the {filetype} files in {found}"
     roots = _python_folders() if found is None else [found]
     documents = output / "documents"
+    for folder in (documents, output / "exact" / "id_registry"):  # texts that are gathered anew get new ids
+        shutil.rmtree(folder, ignore_errors=True)
     total = gather(roots, documents)
     if not total:
         raise InputError(f"{given} holds no parquet, jsonl or text files")

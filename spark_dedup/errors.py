@@ -4,7 +4,15 @@ import contextlib
 import re
 from collections.abc import Iterator
 
-__all__ = ["HeldError", "InputError", "MissingInputError", "first_line", "innermost_reason", "named_errors"]
+__all__ = [
+    "HeldError",
+    "InputError",
+    "MissingInputError",
+    "UnknownBatchError",
+    "first_line",
+    "innermost_reason",
+    "named_errors",
+]
 
 
 class InputError(ValueError):
@@ -17,6 +25,12 @@ class HeldError(InputError):
 
 class MissingInputError(InputError, FileNotFoundError):
     """An input that is not there, or holds no data files; caught as either kind."""
+
+
+class UnknownBatchError(InputError, KeyError):
+    """Files, or a key, that a registry of ids does not know; caught as either kind."""
+
+    __str__ = Exception.__str__  # that of KeyError adds quotes
 
 
 def first_line(error: Exception) -> str:

@@ -54,7 +54,8 @@ def identify_exact(
             share an id one may be listed and another survive, and removal takes both; a null id is never removed.
         text_field: string column.
         id_field: column of any orderable type.
-        keep: order-by columns that choose the survivor, nulls last; ties, and the default, go to the smallest id.
+        keep: order-by columns that choose the survivor, nulls and NaN last; ties, and the default, go to the
+            smallest id.
         verify: compare the texts themselves inside each hash group. The texts are then shuffled too.
         hash_method: ``"md5"``, or ``"xxhash64"``: 128 bits as well, by two seeds, in three quarters of the time,
             for texts whose authors have no reason to forge equal hashes.
@@ -142,7 +143,7 @@ def duplicate_rows(
     hashed = df.select(
         col(id_field).alias(_ID),
         (F.md5(text.cast("binary")) if hash_method == "md5" else text).alias(_CONTENT),
-        *[col(name).alias(key) for (name, _), key in zip(order, keys, strict=True)],
+        *[_or_null(df, name).alias(key) for (name, _), key in zip(order, keys, strict=True)],
         *([text.alias("__spark_dedup_text")] if verify else []),
     )
     keyed = _with_keys(hashed)
@@ -167,6 +168,14 @@ def duplicate_rows(
         return placed.where(F.col(_PLACE) > 1)
     followed = placed.withColumn(_NEXT, F.lead(_ID).over(ordered))
     return followed.where((F.col(_PLACE) > 1) | F.col(_NEXT).isNotNull())
+
+
+def _or_null(df: DataFrame, name: str) -> Column:
+    """Return a column with NaN, which to Spark is greater than any number, as null."""
+    from pyspark.sql import functions as F
+
+    is_float = df.schema[name].dataType.typeName() in ("float", "double")
+    return F.when(~F.isnan(col(name)), col(name)) if is_float else col(name)
 
 
 def _with_keys(rows: DataFrame) -> DataFrame:

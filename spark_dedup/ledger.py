@@ -2,7 +2,7 @@
 
 A run's rows are written first, in one commit, in a partition of their own; then its row in ``runs``, which makes
 them count: readers go through ``runs``. A run that died in between is invisible, and is replaced when repeated.
-Later matchers add their word in ``method``; a match against history names an earlier run's record in ``kept_id``.
+Later matchers add their word in ``method``.
 """
 
 from __future__ import annotations

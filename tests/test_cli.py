@@ -256,12 +256,18 @@ def test_debug_shows_the_traceback_and_keeps_the_exit_code(docs, tmp_path, monke
     assert stderr.startswith("Traceback")
     assert stderr.splitlines()[-1] == f"spark-dedup: no such path: {tmp_path / 'absent'}"
 
-    def broken(_):
-        raise RuntimeError("disk full")
+    for error, said in (
+        (RuntimeError("disk full"), "disk full"),
+        (KeyError("n"), "n"),
+        (ValueError("odd"), "odd"),
+    ):
 
-    monkeypatch.setattr(spark_dedup.ExactDeduplicationWorkflow, "run", broken)
-    code, _, stderr = run(capsys, "exact", "--input", docs, "--output", tmp_path / "out", "--debug")
-    assert (code, stderr.splitlines()[-1]) == (1, "spark-dedup: disk full")
+        def broken(_, error=error):
+            raise error
+
+        monkeypatch.setattr(spark_dedup.ExactDeduplicationWorkflow, "run", broken)
+        code, _, stderr = run(capsys, "exact", "--input", docs, "--output", tmp_path / "out", "--debug")
+        assert (code, stderr.splitlines()[-1]) == (1, f"spark-dedup: {said}")
 
 
 @pytest.mark.parametrize("command", [*spark_dedup.cli.cli.commands, "ids show", "ids export", "ids import"])

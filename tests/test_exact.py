@@ -123,6 +123,16 @@ def test_survivor_by_columns_nulls_last(spark):
     assert survivor([("the.date", "DESC")]) == {2}
 
 
+@pytest.mark.parametrize("kind", ["float", "double"])
+def test_a_quality_that_is_no_number_comes_last(spark, kind):
+    nan = float("nan")
+    rows = [(0, "a", nan), (1, "a", 0.5), (2, "a", None), (3, "a", 0.9), (4, "b", nan), (5, "b", None)]
+    df = spark.createDataFrame(rows, f"id long, text string, quality {kind}")
+    for direction, kept in (("desc", 3), ("asc", 1)):
+        found = identify_exact(df, id_field="id", keep=[("quality", direction)]).collect()
+        assert {r["kept_id"] for r in found} == {kept, 4}
+
+
 def test_ansi_mode_makes_no_difference(spark):
     df = spark.createDataFrame([(1, "x"), (2, "x")], "id bigint, text string")
     spark.conf.set("spark.sql.ansi.enabled", "false")

@@ -22,11 +22,17 @@ def test_no_outputs_in_git(path):
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """One folder for all, as on Databricks; the last notebook matches the documents of the first again."""
+    return tmp_path_factory.mktemp("notebooks")
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs(path, tmp_path, monkeypatch):
+def test_runs(path, folder, tmp_path, monkeypatch):
     for name in os.environ.keys() - child_environment().keys():
         monkeypatch.delenv(name)
-    monkeypatch.setenv("SPARK_DEDUP_FOLDER", str(tmp_path / "work"))
+    monkeypatch.setenv("SPARK_DEDUP_FOLDER", str(folder))
     monkeypatch.setenv(
         "PYTHONPATH", os.pathsep.join([str(path.parents[1]), os.environ.get("PYTHONPATH", "")])
     )

@@ -44,7 +44,7 @@ def exact(spark, home):
 @pytest.fixture(scope="module")
 def semantic(spark, home):
     scores = [0.2, 0.6, 0.75, 0.85, 0.951, 0.97, 1.0, float("nan"), None]
-    pairs = [(i, 1, s) for i, s in enumerate(scores)]
+    pairs = [(i, 1, s) for i, s in enumerate(scores, 100)] + [(1, 1, 0.0), (2, 2, 0.0)]
     given = spark.createDataFrame(pairs, "id int, max_id int, cosine_sim_score float")
     return make_report(spark, ledger=home / "semantic", text_field="text", pairs=given)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from spark_dedup.errors import InputError
+from spark_dedup.errors import InputError, UnknownBatchError
 
 __all__ = [
     "Batch",
@@ -157,12 +157,12 @@ class BatchIds(ABC):
 
         Raises:
             InputError: unless exactly one of ``files`` and ``key`` is given.
-            KeyError: the batch was never registered.
+            UnknownBatchError: a ``KeyError``: the batch was never registered.
         """
         if (files is None) == (key is None):
             raise InputError("give exactly one of files and key")
         found = self._range(key if key is not None else hash_files(files or ()))
         if found is None:
             what = f"key {key!r}" if files is None else f"files {named_few(_as_paths(files)) or '[]'}"
-            raise KeyError(f"no ids are registered for {what}")
+            raise UnknownBatchError(f"no ids are registered for {what}")
         return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
-from spark_dedup.errors import InputError
+from spark_dedup.errors import InputError, UnknownBatchError
 from spark_dedup.ids.batches import Batch, hash_files, named_few
 from spark_dedup.ids.counting import CountRows
 from spark_dedup.ids.generator import IdGenerator
@@ -52,13 +52,13 @@ def file_ranges(
 
     Raises:
         StaleBatchError: naming files that changed since they were registered.
-        KeyError: naming unknown files, when ``register_new`` is False.
+        UnknownBatchError: naming unknown files, when ``register_new`` is False.
     """
     batches = {hash_files([file.path for file in group]): tuple(group) for group in groups}
     known = _lookup(registry, list(batches))
     unknown = [batch[0].path for key, batch in batches.items() if key not in known]
     if unknown and not register_new:
-        raise KeyError(
+        raise UnknownBatchError(
             f"the id registry does not know {len(unknown)} of {len(batches)} batches of files: {named_few(unknown)}"
             "; were files batched together (NeMo Curator), give its input_files_per_partition or input_blocksize"
         )

@@ -69,6 +69,8 @@ class ImageDuplicatesRemovalStage:
     def process(self, images: DataFrame, image_id_field: str = "image_id") -> DataFrame:
         """Return the rows whose id is not listed; lazy, with all columns and the order of rows as they were.
 
+        The list is broadcast: the memory of an executor must hold it.
+
         Args:
             images: rows with an id, of any source: parquet with image bytes, ``binaryFile``, a table.
             image_id_field: their id column. Rows with a null id are kept. Where it or the listed ids are a CHAR,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from spark_dedup.errors import InputError
 from spark_dedup.ledger import Ledger, find_run, read_duplicates
 from spark_dedup.report.records import Record, Records
+from spark_dedup.semantic.identify import is_match
 from spark_dedup.sql import source_pairs_query
 
 if TYPE_CHECKING:
@@ -177,7 +178,8 @@ def _scores(
 
     low, reach = 0.0, list(EPS_GRID)
     given = F.col("score") if pairs is None else F.col("cosine_sim_score")
-    scores = (rows if pairs is None else pairs).select(given.cast("double").alias("score"))
+    matched = rows if pairs is None else pairs.where(is_match())
+    scores = matched.select(given.cast("double").alias("score"))
     # To Spark NaN is greater than any number; it removes nothing.
     scores = scores.where(F.col("score").isNotNull() & ~F.isnan("score"))
     if pairs is None:

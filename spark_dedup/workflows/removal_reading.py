@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from spark_dedup.datasets import find_source, read_files
+from spark_dedup.errors import UnknownBatchError
 from spark_dedup.ids import jsonl
 from spark_dedup.ids.assign import Documents, documents
 from spark_dedup.ids.files import FileRange, match_urls
@@ -172,10 +173,10 @@ def _made(
 
     try:
         return read(job.input_blocksize, job.input_files_per_partition)
-    except KeyError:
+    except UnknownBatchError:
         if not is_grouped(job):
             raise
         # Ids made here are one batch a file, however the job is told to group them.
-        with contextlib.suppress(KeyError):
+        with contextlib.suppress(UnknownBatchError):
             return read(None, None)
         raise

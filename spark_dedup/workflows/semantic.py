@@ -72,7 +72,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
     Written: ``kmeans_results/`` (see :class:`KMeansStage`) and ``pairwise_results/*.parquet`` (``id``, ``max_id``,
     ``cosine_sim_score``) below ``cache_path`` or else ``output_path``; with ``eps``, ``duplicates/*.parquet``
     (``id``, each once, sorted in a file) below ``output_path``. A killed job that is run again with the same
-    arguments goes on after its last finished step; another ``eps`` keeps the steps before it.
+    arguments goes on after its last finished step, also with another ``eps``; a finished one starts over.
 
     Args:
         cache_path: folder for the intermediate results; default ``output_path``.
