@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from spark_dedup.kernels.arrays import Array, array_module, to_host
 from spark_dedup.kernels.bounds import Labels, Reorder
 from spark_dedup.kernels.kmeans import Totals, assign
-from spark_dedup.kernels.seeding import draw, plus_plus, uniform
+from spark_dedup.kernels.seeding import choose, draw, uniform
 from spark_dedup.semantic.peers import Peers
 
 logger = logging.getLogger(__name__)
@@ -203,7 +203,7 @@ def _reduce(points: Matrix, weights: NDArray[np.int64], spare: Matrix, n_cluster
     distinct, first = np.unique(points, axis=0, return_index=True)
     weight = weights[first].astype(np.float64)
     if len(distinct) >= n_clusters:
-        return plus_plus(distinct, weight, n_clusters, seed)
+        return choose(distinct, weight, n_clusters, seed)
     joined = np.concatenate([distinct, spare])
     _, first = np.unique(joined, axis=0, return_index=True)
     repeated = np.setdiff1d(np.arange(len(joined)), first)
