@@ -105,14 +105,14 @@ def audit_recall(
         thresholds,
         missed,
     )
-    counted = rows.mapInArrow(in_worker(_compare(sample, n_probe)), _RESULT)
+    counted = rows.mapInArrow(in_worker(_compare(sample)), _RESULT)
     kept = counted.filter("kind = 'missed'").orderBy(F.desc("score"), "at", "other").limit(2 * missed)
     sums = (
         counted.filter("kind <> 'missed'")
         .groupBy("kind", "eps", "probe", "at")
         .agg(F.sum("n").alias("n"), F.lit(None).cast("string").alias("other"), F.lit(0.0).alias("score"))
     )
-    return _report(sums.unionByName(kept).collect(), sample, n_probe, confidence)
+    return _report(sums.unionByName(kept).collect(), sample, confidence)
 
 
 def _draw(rows: DataFrame, count: int, seed: int) -> pa.RecordBatch:
@@ -155,11 +155,11 @@ def _probes(
     return np.concatenate([own, others], axis=1)
 
 
-def _compare(sample: _Sample, n_probe: int) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+def _compare(sample: _Sample) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     """Return the task's function: counts per sampled record, sizes per cluster, the best missed pairs."""
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        tally = _Tally(sample, n_probe)
+        tally = _Tally(sample)
         for batch in batches:
             for start in range(0, batch.num_rows, _BLOCK):
                 tally.add(batch.slice(start, _BLOCK))
@@ -171,7 +171,7 @@ def _compare(sample: _Sample, n_probe: int) -> Callable[[Iterable[pa.RecordBatch
 class _Tally:
     """Counts of one task; their size depends on the sample and the number of clusters, not on the rows."""
 
-    def __init__(self, sample: _Sample, n_probe: int) -> None:
+    def __init__(self, sample: _Sample) -> None:
         self._sample = sample
         self._width = sample.probes.shape[1]
         shape = (len(sample.eps), self._width + 1, len(sample.ids))
@@ -229,7 +229,7 @@ class _Tally:
             yield pa.RecordBatch.from_arrays(columns, names)
 
 
-def _report(rows: Sequence[Any], sample: _Sample, n_probe: int, confidence: float) -> Audit:
+def _report(rows: Sequence[Any], sample: _Sample, confidence: float) -> Audit:
     width = sample.probes.shape[1]
     counts = np.zeros((len(sample.eps), width + 1, len(sample.ids)), dtype=np.int64)
     sizes: list[dict[int, int]] = [{} for _ in range(width)]
@@ -248,7 +248,7 @@ def _report(rows: Sequence[Any], sample: _Sample, n_probe: int, confidence: floa
     table = []
     for i, eps in enumerate(sample.eps):
         true = counts[i].sum(axis=0)
-        for probe in range(min(width, n_probe)):
+        for probe in range(width):
             found = counts[i, : probe + 1].sum(axis=0)
             recall, low, high = ratio_interval(found, true, population=total, confidence=confidence)
             cost = costs[probe] / costs[0] if costs[0] else 1.0
