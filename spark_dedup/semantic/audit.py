@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from pyspark.sql import functions as F
 
 from spark_dedup.errors import InputError
-from spark_dedup.kernels.similarity import nearest_rows, pairs_above
+from spark_dedup.kernels.similarity import pairs_above
 from spark_dedup.semantic.embeddings import Matrix, array_column
 from spark_dedup.semantic.identify import SCORE_TOLERANCE, check_eps
-from spark_dedup.semantic.matching import unit_rows
+from spark_dedup.semantic.matching import probed_clusters, unit_rows
 from spark_dedup.semantic.ranking import check_seed
 from spark_dedup.semantic.recall import Audit, AuditRow, MissedPair, ratio_interval
 from spark_dedup.tables import col, id_text, require_columns
@@ -100,7 +100,7 @@ def audit_recall(
         x,
         tuple(drawn.column("id").to_pylist()),
         tuple(drawn.column("key").to_pylist()),
-        _probes(x, drawn.column("c").to_numpy(), means, n_probe),
+        probed_clusters(x, drawn.column("c").to_numpy(), means, n_probe),
         means,
         thresholds,
         missed,
@@ -142,19 +142,6 @@ def _pack(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             yield pa.RecordBatch.from_pydict({"rows": pa.array([sink.getvalue().to_pybytes()], pa.binary())})
 
 
-def _probes(
-    x: Matrix, own: NDArray[Any], centroids: NDArray[np.float32] | None, n_probe: int
-) -> NDArray[np.int64]:
-    """Return the clusters that each row is compared in: its own, then the next nearest."""
-    own = own.astype(np.int64)[:, None]
-    if centroids is None:
-        return own
-    nearest = nearest_rows(x, centroids, min(n_probe, len(centroids)))
-    order = np.argsort(nearest == own, axis=1, kind="stable")
-    others = np.take_along_axis(nearest, order, axis=1)[:, : nearest.shape[1] - 1]
-    return np.concatenate([own, others], axis=1)
-
-
 def _compare(sample: _Sample) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     """Return the task's function: counts per sampled record, sizes per cluster, the best missed pairs."""
 
@@ -185,7 +172,7 @@ class _Tally:
         sample = self._sample
         ids = batch.column("id")
         x = unit_rows(batch.column("e"), ids)
-        probes = _probes(x, batch.column("c").to_numpy(), sample.centroids, self._width)
+        probes = probed_clusters(x, batch.column("c").to_numpy(), sample.centroids, self._width)
         for width, sizes in enumerate(self._sizes):
             for cluster, n in zip(*np.unique(probes[:, width], return_counts=True), strict=True):
                 sizes[int(cluster)] = sizes.get(int(cluster), 0) + int(n)

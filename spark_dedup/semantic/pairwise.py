@@ -13,12 +13,11 @@ from pyspark.sql.types import FloatType, StructField, StructType
 
 from spark_dedup.errors import InputError
 from spark_dedup.kernels import cuml
-from spark_dedup.kernels.similarity import nearest_rows
 from spark_dedup.semantic.blocks import TASKS_PER_SLOT, of_one_block, spread
 from spark_dedup.semantic.cluster_reading import StoredClusters
 from spark_dedup.semantic.embeddings import array_column
 from spark_dedup.semantic.gpu import fit_device
-from spark_dedup.semantic.matching import matcher, unit_rows
+from spark_dedup.semantic.matching import matcher, probed_clusters, unit_rows
 from spark_dedup.semantic.ranking import DISTANCES, OrderKey, RankingStrategy, order_keys
 from spark_dedup.session import task_slots
 from spark_dedup.tables import col, require_columns
@@ -189,22 +188,16 @@ def _probe(rows: DataFrame, n_probe: int, centroids: NDArray[np.float32] | None)
     if centroids is None:
         raise InputError("n_probe > 1 needs the centroids: pass centroids=model.centroids")
     means = np.ascontiguousarray(centroids, dtype=np.float32)
-    count = min(n_probe, len(means))
 
     def repeat(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             if not batch.num_rows:
                 continue
-            yield batch
-            nearest = nearest_rows(unit_rows(batch.column("_e"), batch.column("_id")), means, count)
-            own = batch.column("_c").to_numpy()[:, None]
-            # The own cluster counts as the first, wherever rounding puts it.
-            order = np.argsort(nearest == own, axis=1, kind="stable")
-            others = np.take_along_axis(nearest, order, axis=1)[:, : count - 1]
+            x = unit_rows(batch.column("_e"), batch.column("_id"))
             columns = batch.columns
             place = batch.schema.get_field_index("_c")
-            for j in range(count - 1):
-                columns[place] = pa.array(others[:, j].astype(np.int32))
+            for clusters in probed_clusters(x, batch.column("_c").to_numpy(), means, n_probe).T:
+                columns[place] = pa.array(clusters.astype(np.int32))
                 yield pa.RecordBatch.from_arrays(columns, schema=batch.schema)
 
     return rows.mapInArrow(in_worker(repeat), rows.schema)
