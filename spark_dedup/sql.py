@@ -112,25 +112,7 @@ def _view_queries(
     scope = input if input is not None else documents
     good = _good_runs(spark, ledger, scope, run_id)
     last = f"(SELECT run_id FROM {ledger.runs} r WHERE {good} ORDER BY finished_at DESC, run_id DESC LIMIT 1)"
-    rows = f"SELECT * FROM {ledger.duplicates} WHERE run_id = {last}"
-    queries = {
-        "runs": f"SELECT * FROM {ledger.runs}",
-        "duplicates": rows,
-        "duplicate_ids": f"SELECT DISTINCT id FROM {ledger.duplicates} WHERE run_id = {last}",
-        "duplicate_ids_any_run": (
-            "SELECT d.id, count(DISTINCT d.run_id) AS num_runs, min(r.finished_at) AS first_found_at, "
-            f"max(r.finished_at) AS last_found_at FROM {ledger.duplicates} d "
-            f"JOIN {ledger.runs} r ON d.run_id = r.run_id WHERE {good} "
-            "GROUP BY d.id"
-        ),
-        "groups": (
-            "SELECT kept_id, group_id, method, count(*) + count(DISTINCT kept_id) AS size, "
-            f"count(*) AS num_removed, min(score) AS min_score FROM ({rows}) GROUP BY kept_id, group_id, method"
-        ),
-        "source_pairs": source_pairs_query(
-            rows, f"SELECT documents_by_source FROM {ledger.runs} WHERE run_id = {last}"
-        ),
-    }
+    queries = _ledger_queries(ledger, good, last)
     run = spark.sql(f"SELECT id_field, registry FROM {ledger.runs} WHERE run_id = {last}").first()
     if run is None:
         if scope is not None:
@@ -151,6 +133,29 @@ def _view_queries(
             is_same = f"rtrim(d.{quote(key)}) = rtrim(r.id)"
         queries["documents"] = f"SELECT d.* FROM {numbered} d LEFT ANTI JOIN ({removed}) r ON {is_same}"
     return queries
+
+
+def _ledger_queries(ledger: Ledger, good: str, last: str) -> dict[str, str]:
+    """Return the queries of the views of the ledger alone: ``good`` tells runs that count, ``last`` the last."""
+    rows = f"SELECT * FROM {ledger.duplicates} WHERE run_id = {last}"
+    return {
+        "runs": f"SELECT * FROM {ledger.runs}",
+        "duplicates": rows,
+        "duplicate_ids": f"SELECT DISTINCT id FROM {ledger.duplicates} WHERE run_id = {last}",
+        "duplicate_ids_any_run": (
+            "SELECT d.id, count(DISTINCT d.run_id) AS num_runs, min(r.finished_at) AS first_found_at, "
+            f"max(r.finished_at) AS last_found_at FROM {ledger.duplicates} d "
+            f"JOIN {ledger.runs} r ON d.run_id = r.run_id WHERE {good} "
+            "GROUP BY d.id"
+        ),
+        "groups": (
+            "SELECT kept_id, group_id, method, count(*) + count(DISTINCT kept_id) AS size, "
+            f"count(*) AS num_removed, min(score) AS min_score FROM ({rows}) GROUP BY kept_id, group_id, method"
+        ),
+        "source_pairs": source_pairs_query(
+            rows, f"SELECT documents_by_source FROM {ledger.runs} WHERE run_id = {last}"
+        ),
+    }
 
 
 def _good_runs(

@@ -54,6 +54,27 @@ class Documents:
     num_skipped: int = 0
 
 
+@dataclass(frozen=True)
+class _Input:
+    """Files, the columns to read of them, and who gives them ids.
+
+    Attributes:
+        spark: the session.
+        source: what the user named.
+        files: the files there.
+        columns: columns to read beside the id; all when None.
+        registry: a registry, or where one lies or shall be made.
+        ranges_by: returns the files' ranges, by an open registry and what counts the rows of files.
+    """
+
+    spark: SparkSession
+    source: Source
+    files: list[FileInfo]
+    columns: Sequence[str] | None
+    registry: IdRegistry | IdGenerator | Location
+    ranges_by: RangesBy
+
+
 def read_documents(
     spark: SparkSession,
     path: Location | Sequence[Location],
@@ -144,33 +165,17 @@ def documents(
         return _table_documents(spark, df, _kept(df.columns, columns, source), registry, register_new)
     files = list_files(path, filetype=filetype, extensions=extensions)
     groups = group_files(files, blocksize=blocksize, files_per_partition=files_per_partition)
-
-    def ranges_by(ids: IdRegistry | IdGenerator, count_rows: CountRows) -> list[FileRange]:
-        return file_ranges(groups, ids, count_rows, register_new=register_new)
-
+    ranges_by = partial(file_ranges, groups, register_new=register_new)
+    found = _Input(spark, source, files, columns, registry, ranges_by)
     if filetype == "jsonl":
         opened = jsonl.open_jsonl(
             spark, source, read_kwargs=read_kwargs, extensions=extensions, schema=schema
         )
         text = jsonl.as_text(spark, source, read_kwargs=read_kwargs, extensions=extensions)
-        return _jsonl_documents(
-            spark,
-            opened,
-            text,
-            ranges_by,
-            registry,
-            source,
-            files,
-            columns,
-            on_bad_lines,
-            as_lines=as_lines,
-            arrays=arrays,
-        )
+        return _jsonl_documents(found, opened, text, on_bad_lines, as_lines=as_lines, arrays=arrays)
     reader = spark.read.options(**given_options(read_kwargs))
     df = read_files(reader, source, filetype, extensions, schema=schema, parts=parts)
-    return _parquet_documents(
-        spark, df, ranges_by, registry, source, files, columns, rows, nulls_fit=parts is not None
-    )
+    return _parquet_documents(found, df, rows, nulls_fit=parts is not None)
 
 
 def _table_documents(
@@ -190,26 +195,18 @@ def _table_documents(
 
 
 def _parquet_documents(
-    spark: SparkSession,
-    df: DataFrame,
-    ranges_by: RangesBy,
-    registry: IdRegistry | IdGenerator | Location,
-    source: Source,
-    files: Sequence[FileInfo],
-    columns: Sequence[str] | None,
-    rows: Mapping[FileInfo, int] | None,
-    *,
-    nulls_fit: bool,
+    found: _Input, df: DataFrame, rows: Mapping[FileInfo, int] | None, *, nulls_fit: bool
 ) -> Documents:
-    kept = _kept(df.columns, columns, source)
+    spark, source, files = found.spark, found.source, found.files
+    kept = _kept(df.columns, found.columns, source)
     in_folders = partition_values(files[0], source.names) if are_partitioned(files, source.names) else {}
     stored = [name for name in kept if name not in in_folders]
     fast = conf_of(spark, VECTORIZED, "true") == "true"
     count_rows = partial(count_parquet, columns=stored, nulls_fit=nulls_fit, shown=fast)
     if rows is None:  # files that the registry knows, too: they may be packed as this session does not read
         rows = dict(zip(files, count_rows(files), strict=True))
-    ids = _opened(spark, registry)
-    ranges = ranges_by(ids, partial(count_rows, known=rows))
+    ids = _opened(spark, found.registry)
+    ranges = found.ranges_by(ids, partial(count_rows, known=rows))
     urls = match_urls(df.inputFiles(), [file.path for file in files])
     if on_gpu(spark) or not has_row_index(df):  # spark.sql.sources.useV1SourceList without parquet
         return _documents(number_by_split(spark, df, ranges, kept, count_splits(df), ids), ranges)
@@ -235,14 +232,9 @@ def _kept(there: Sequence[str], columns: Sequence[str] | None, source: Source) -
 
 
 def _jsonl_documents(
-    spark: SparkSession,
+    found: _Input,
     opened: tuple[list[str], DataFrame, DataFrame],
     text: DataFrame | None,
-    ranges_by: RangesBy,
-    registry: IdRegistry | IdGenerator | Location,
-    source: Source,
-    files: Sequence[FileInfo],
-    columns: Sequence[str] | None,
     on_bad_lines: str,
     *,
     as_lines: bool,
@@ -250,13 +242,15 @@ def _jsonl_documents(
 ) -> Documents:
     """Count splits in one pass, which also finds malformed lines; register; read by split."""
     there, to_count, df = opened
-    kept = _kept(there, columns, source) if there else []  # without any, malformed lines may be why
+    spark, source, files = found.spark, found.source, found.files
+    # Without any columns, malformed lines may be why.
+    kept = _kept(there, found.columns, source) if there else []
     splits, urls, skipped = jsonl.check_files(df, to_count, text, files, on_bad_lines, arrays=arrays)
     if not there:
-        kept = _kept(there, columns, source)
+        kept = _kept(there, found.columns, source)
     counts = rows_by_url(splits)
-    ids = _opened(spark, registry)
-    ranges = ranges_by(ids, lambda asked: [counts.get(urls[file.path], 0) for file in asked])
+    ids = _opened(spark, found.registry)
+    ranges = found.ranges_by(ids, lambda asked: [counts.get(urls[file.path], 0) for file in asked])
     bad = jsonl.bad_text()
     if as_lines and text is not None:
         df, kept, bad = jsonl.lines(text), [jsonl.LINE], col(jsonl.BAD)

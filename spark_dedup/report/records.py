@@ -27,7 +27,6 @@ class Record:
     text: str | None = None
     cut: int = 0
     image: bytes | None = None
-    found: bool = False
 
 
 class Records:
@@ -76,9 +75,7 @@ class Records:
             shown = chosen.select(col(self.id_field), F.lit(None).cast("string"), F.lit(0), small)
         else:
             shown = chosen.select(col(self.id_field), *self._text(), F.lit(None).cast("binary"))
-        return {
-            r[0]: Record(str(r[0]), None, r[1], r[2], r[3] and bytes(r[3]), True) for r in shown.collect()
-        }
+        return {r[0]: Record(str(r[0]), None, r[1], r[2], r[3] and bytes(r[3])) for r in shown.collect()}
 
     def shortest(self, groups: DataFrame, n: int) -> list[tuple[Any, int]]:
         """Return ids of the survivors with the shortest texts, and group sizes: the matches that say least."""

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from pyspark.sql import functions as F
 
 from spark_dedup.errors import InputError
-from spark_dedup.kernels.similarity import nearest_rows, pairs_above
+from spark_dedup.kernels.similarity import pairs_above
 from spark_dedup.semantic.embeddings import Matrix, array_column
 from spark_dedup.semantic.identify import SCORE_TOLERANCE, check_eps
-from spark_dedup.semantic.matching import unit_rows
+from spark_dedup.semantic.matching import probed_clusters, unit_rows
 from spark_dedup.semantic.ranking import check_seed
 from spark_dedup.semantic.recall import Audit, AuditRow, MissedPair, ratio_interval
 from spark_dedup.tables import col, id_text, require_columns
@@ -100,19 +100,19 @@ def audit_recall(
         x,
         tuple(drawn.column("id").to_pylist()),
         tuple(drawn.column("key").to_pylist()),
-        _probes(x, drawn.column("c").to_numpy(), means, n_probe),
+        probed_clusters(x, drawn.column("c").to_numpy(), means, n_probe),
         means,
         thresholds,
         missed,
     )
-    counted = rows.mapInArrow(in_worker(_compare(sample, n_probe)), _RESULT)
+    counted = rows.mapInArrow(in_worker(_compare(sample)), _RESULT)
     kept = counted.filter("kind = 'missed'").orderBy(F.desc("score"), "at", "other").limit(2 * missed)
     sums = (
         counted.filter("kind <> 'missed'")
         .groupBy("kind", "eps", "probe", "at")
         .agg(F.sum("n").alias("n"), F.lit(None).cast("string").alias("other"), F.lit(0.0).alias("score"))
     )
-    return _report(sums.unionByName(kept).collect(), sample, n_probe, confidence)
+    return _report(sums.unionByName(kept).collect(), sample, confidence)
 
 
 def _draw(rows: DataFrame, count: int, seed: int) -> pa.RecordBatch:
@@ -142,24 +142,11 @@ def _pack(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             yield pa.RecordBatch.from_pydict({"rows": pa.array([sink.getvalue().to_pybytes()], pa.binary())})
 
 
-def _probes(
-    x: Matrix, own: NDArray[Any], centroids: NDArray[np.float32] | None, n_probe: int
-) -> NDArray[np.int64]:
-    """Return the clusters that each row is compared in: its own, then the next nearest."""
-    own = own.astype(np.int64)[:, None]
-    if centroids is None:
-        return own
-    nearest = nearest_rows(x, centroids, min(n_probe, len(centroids)))
-    order = np.argsort(nearest == own, axis=1, kind="stable")
-    others = np.take_along_axis(nearest, order, axis=1)[:, : nearest.shape[1] - 1]
-    return np.concatenate([own, others], axis=1)
-
-
-def _compare(sample: _Sample, n_probe: int) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+def _compare(sample: _Sample) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     """Return the task's function: counts per sampled record, sizes per cluster, the best missed pairs."""
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        tally = _Tally(sample, n_probe)
+        tally = _Tally(sample)
         for batch in batches:
             for start in range(0, batch.num_rows, _BLOCK):
                 tally.add(batch.slice(start, _BLOCK))
@@ -171,7 +158,7 @@ def _compare(sample: _Sample, n_probe: int) -> Callable[[Iterable[pa.RecordBatch
 class _Tally:
     """Counts of one task; their size depends on the sample and the number of clusters, not on the rows."""
 
-    def __init__(self, sample: _Sample, n_probe: int) -> None:
+    def __init__(self, sample: _Sample) -> None:
         self._sample = sample
         self._width = sample.probes.shape[1]
         shape = (len(sample.eps), self._width + 1, len(sample.ids))
@@ -185,7 +172,7 @@ class _Tally:
         sample = self._sample
         ids = batch.column("id")
         x = unit_rows(batch.column("e"), ids)
-        probes = _probes(x, batch.column("c").to_numpy(), sample.centroids, self._width)
+        probes = probed_clusters(x, batch.column("c").to_numpy(), sample.centroids, self._width)
         for width, sizes in enumerate(self._sizes):
             for cluster, n in zip(*np.unique(probes[:, width], return_counts=True), strict=True):
                 sizes[int(cluster)] = sizes.get(int(cluster), 0) + int(n)
@@ -229,7 +216,7 @@ class _Tally:
             yield pa.RecordBatch.from_arrays(columns, names)
 
 
-def _report(rows: Sequence[Any], sample: _Sample, n_probe: int, confidence: float) -> Audit:
+def _report(rows: Sequence[Any], sample: _Sample, confidence: float) -> Audit:
     width = sample.probes.shape[1]
     counts = np.zeros((len(sample.eps), width + 1, len(sample.ids)), dtype=np.int64)
     sizes: list[dict[int, int]] = [{} for _ in range(width)]
@@ -248,7 +235,7 @@ def _report(rows: Sequence[Any], sample: _Sample, n_probe: int, confidence: floa
     table = []
     for i, eps in enumerate(sample.eps):
         true = counts[i].sum(axis=0)
-        for probe in range(min(width, n_probe)):
+        for probe in range(width):
             found = counts[i, : probe + 1].sum(axis=0)
             recall, low, high = ratio_interval(found, true, population=total, confidence=confidence)
             cost = costs[probe] / costs[0] if costs[0] else 1.0

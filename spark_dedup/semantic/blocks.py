@@ -14,7 +14,7 @@ from pyspark.sql import Window
 from pyspark.sql import functions as F
 
 from spark_dedup.kernels.hashing import murmur3_ints
-from spark_dedup.semantic.ranking import precedes
+from spark_dedup.semantic.ranking import precedes, rank_order
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
@@ -67,7 +67,7 @@ def spread(
         "_to", F.explode_outer(F.filter("_units", lambda u: u["block"] >= F.col("_block")))
     )
     slot_key = F.element_at(F.array(*[F.lit(int(k)) for k in slot_keys(tasks)]), F.col("_to.slot") + 1)
-    order = [F.col("_unit"), F.col("_query").desc(), *_sort(keys, ascending)]
+    order = [F.col("_unit"), F.col("_query").desc(), *rank_order(keys, ascending)]
     return (
         sent.withColumn("_unit", F.col("_to.unit"))
         .withColumn("_query", F.col("_to.block") == F.col("_block"))
@@ -138,7 +138,7 @@ def _block_starts(
 ) -> DataFrame:
     """Find the first record of every later block. Only clusters of several blocks are sorted, without vectors."""
     large = sizes.filter(F.col("_n") > F.col("_block_rows")).select(cluster, "_block_rows")
-    place = F.row_number().over(Window.partitionBy(cluster).orderBy(*_sort(keys, ascending))) - 1
+    place = F.row_number().over(Window.partitionBy(cluster).orderBy(*rank_order(keys, ascending))) - 1
     return (
         rows.select(cluster, *keys)
         .join(F.broadcast(large), cluster, "inner")
@@ -154,11 +154,6 @@ def _block_of(starts: str, keys: Sequence[str], ascending: Sequence[bool]) -> Co
     mine = [F.col(k) for k in keys]
     begun = F.filter(starts, lambda s: ~precedes(mine, [s[k] for k in keys], ascending))
     return F.when(F.col(starts).isNull(), F.lit(0)).otherwise(F.size(begun))
-
-
-def _sort(keys: Sequence[str], ascending: Sequence[bool]) -> list[Column]:
-    directed = zip(keys, ascending, strict=True)
-    return [F.col(k).asc_nulls_last() if up else F.col(k).desc_nulls_last() for k, up in directed]
 
 
 def slot_keys(count: int) -> list[int]:

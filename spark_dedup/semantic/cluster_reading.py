@@ -64,9 +64,10 @@ class StoredClusters:
             counts[_cluster_of(file.path)] += footer.num_rows
         return dict(counts)
 
-    def rows(self) -> DataFrame:
-        """Return all rows and columns, by Spark's reader."""
-        return read_dataset(self.frame.sparkSession, self.folder)
+    def rows(self, clusters: Collection[int] | None = None) -> DataFrame:
+        """Return all columns of some clusters, or of all, by Spark's reader."""
+        rows = read_dataset(self.frame.sparkSession, self.folder)
+        return rows if clusters is None else rows.where(rows[CENTROID_COL].isin([*clusters]))
 
     def vectors(self, *, slots: int, clusters: Collection[int] | None = None) -> DataFrame:
         """Return the columns, embeddings packed as binary of little-endian float32.

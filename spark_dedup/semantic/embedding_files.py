@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pyspark.sql import functions as F
 
 from spark_dedup.errors import InputError, first_line
 from spark_dedup.footers import alike_columns, parquet_footers
@@ -27,7 +28,7 @@ from spark_dedup.paths import is_local
 from spark_dedup.semantic.embeddings import PROBE_ROWS, commonest
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import Column, DataFrame
 
     from spark_dedup.listing import FileInfo
 
@@ -118,8 +119,12 @@ class Sample:
     below: int
     of: int
 
+    def condition(self, key: str) -> Column:
+        """Return the condition on a column of keys that a row is in the sample."""
+        return F.pmod(F.xxhash64(F.lit(self.seed), F.col(key)), F.lit(self.of)) < self.below
+
     def drawn(self, keys: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return which rows are in the sample; Spark's ``pmod(xxhash64(seed, key), of) < below``."""
+        """Return which rows are in the sample, as ``condition`` does."""
         if -(1 << 31) <= self.seed < 1 << 31:
             first = xxhash64_ints(np.array([self.seed], np.int32))
         else:

@@ -144,27 +144,46 @@ def fit_kmeans(
         fit_data_fraction=fit_data_fraction,
     )
     random_state = check_seed(random_state)
-    column = array_column(df, embedding_field)
-    require_columns(df, [id_field] if id_field else [], where="the embeddings")
+    rows_in = _rows_by_tasks(df, id_field, embedding_field, files, _sample(fit_data_fraction, random_state))
     if embedding_dim is None and files is not None:
         embedding_dim = files.width(embedding_field)
     dim = embedding_width(df, embedding_field, embedding_dim)
     options = FitOptions(
         n_clusters, dim, max_iter, tol, random_state, check_init(init, n_clusters, dim),
-        1 if not isinstance(init, str) else n_init,
-        oversampling_factor, max_samples_per_batch, max_points_per_centroid, invalid_embeddings == "drop",
-        fit_device(df.sparkSession, device),
+        n_init if isinstance(init, str) else 1, oversampling_factor, max_samples_per_batch,
+        max_points_per_centroid, invalid_embeddings == "drop", fit_device(df.sparkSession, device),
     )  # fmt: skip
+    summary, centroids, sizes = _run(df.sparkSession, options, rows_in)
+    check = EmbeddingCheck(dim, summary["rows"], Counter(summary["counts"]), tuple(summary["examples"]))
+    check.settle(embedding_field, invalid_embeddings)
+    if "n_iter" not in summary:
+        where = f" in the sample of fit_data_fraction={fit_data_fraction}" if fit_data_fraction else ""
+        found = f"{check.rows - check.invalid:,} usable embeddings{where}"
+        raise InputError(f"n_clusters is {n_clusters:,}, but there are only {found}")
+    history = tuple(Iteration(**entry) for entry in summary["history"])
+    return KMeansModel(centroids, summary["inertia"], summary["n_iter"], sizes, history, check.invalid)
+
+
+def _sample(fraction: float | None, seed: int) -> Sample | None:
+    # Another seed than the key's own, and than the starts': a sample of a sample must stay fair.
+    return None if fraction is None else Sample(seed, int(fraction * _SAMPLE_OF), _SAMPLE_OF)
+
+
+def _rows_by_tasks(
+    df: DataFrame,
+    id_field: str | None,
+    embedding_field: str,
+    files: EmbeddingFiles | None,
+    sample: Sample | None,
+) -> Callable[[int], Rows]:
+    """Return what gives a number of tasks their rows: a key that draws them, the id as text, and the embedding."""
+    column = array_column(df, embedding_field)
+    require_columns(df, [id_field] if id_field else [], where="the embeddings")
     name = id_text(df, id_field) if id_field else F.lit(None).cast("string")
     key = F.xxhash64(col(id_field)) if id_field else F.xxhash64(column)
     rows = df.select(key.alias("key"), name.alias("id"), column.alias("e"))
-    sample = None
-    if fit_data_fraction is not None:
-        # Another seed than the key's own, and than the starts': a sample of a sample must stay fair.
-        sample = Sample(random_state, int(fit_data_fraction * _SAMPLE_OF), _SAMPLE_OF)
-        rows = rows.where(
-            F.pmod(F.xxhash64(F.lit(sample.seed), F.col("key")), F.lit(sample.of)) < sample.below
-        )
+    if sample is not None:
+        rows = rows.where(sample.condition("key"))
 
     def rows_in(count: int) -> Rows:
         if id_field is None:
@@ -175,17 +194,7 @@ def fit_kmeans(
         numbers = df.sparkSession.range(0, count, 1, count)
         return numbers, keyed_rows(shares, id_field=id_field, embedding_field=embedding_field, sample=sample)
 
-    summary, centroids, sizes = _run(df.sparkSession, options, rows_in)
-    check = EmbeddingCheck(dim, summary["rows"], Counter(summary["counts"]), tuple(summary["examples"]))
-    check.settle(embedding_field, invalid_embeddings)
-    if "n_iter" not in summary:
-        where = "" if sample is None else f" in the sample of fit_data_fraction={fit_data_fraction}"
-        raise InputError(
-            f"n_clusters is {n_clusters:,}, but there are only {check.rows - check.invalid:,} usable "
-            f"embeddings{where}"
-        )
-    history = tuple(Iteration(**entry) for entry in summary["history"])
-    return KMeansModel(centroids, summary["inertia"], summary["n_iter"], sizes, history, check.invalid)
+    return rows_in
 
 
 def _run(

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from spark_dedup.errors import InputError
 from spark_dedup.kernels import cuml
 from spark_dedup.kernels.arrays import Array, normalise, row_norms
-from spark_dedup.kernels.similarity import NO_MATCH, Best, best_among, best_earlier
+from spark_dedup.kernels.similarity import NO_MATCH, Best, best_among, best_earlier, nearest_rows
 from spark_dedup.semantic.embeddings import Matrix, to_matrix
 from spark_dedup.semantic.gpu import use_device
 
-__all__ = ["matcher", "unit_rows"]
+__all__ = ["matcher", "probed_clusters", "unit_rows"]
 
 _UNIT_TOLERANCE = 1e-6
 _FLUSH_ROWS = 8192
@@ -42,6 +44,23 @@ def unit_rows(embeddings: pa.Array, ids: pa.Array) -> Matrix:
     if off.any():
         x = np.where(off[:, None], normalise(x, norms), x)
     return x
+
+
+def probed_clusters(
+    x: Matrix, own: NDArray[Any], centroids: NDArray[np.float32] | None, n_probe: int
+) -> NDArray[np.int64]:
+    """Return the (n, ``n_probe``) clusters that each row is compared in: its own, then the next nearest.
+
+    Fewer where there are not as many; the own one alone without the (n_clusters, dim) raw centroids.
+    """
+    own = own.astype(np.int64)[:, None]
+    if centroids is None:
+        return own
+    nearest = nearest_rows(x, centroids, min(n_probe, len(centroids)))
+    # The own cluster counts as the first, wherever rounding puts it.
+    order = np.argsort(nearest == own, axis=1, kind="stable")
+    others = np.take_along_axis(nearest, order, axis=1)[:, :-1]
+    return np.concatenate([own, others], axis=1)
 
 
 def matcher(

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pyspark.sql import functions as F
-from pyspark.sql.types import FloatType, StructField, StructType
+from pyspark.sql.types import FloatType, StructType
 
 from spark_dedup.errors import InputError
 from spark_dedup.kernels import cuml
-from spark_dedup.kernels.similarity import nearest_rows
 from spark_dedup.semantic.blocks import TASKS_PER_SLOT, of_one_block, spread
 from spark_dedup.semantic.cluster_reading import StoredClusters
 from spark_dedup.semantic.embeddings import array_column
 from spark_dedup.semantic.gpu import fit_device
-from spark_dedup.semantic.matching import matcher, unit_rows
+from spark_dedup.semantic.matching import matcher, probed_clusters, unit_rows
 from spark_dedup.semantic.ranking import DISTANCES, OrderKey, RankingStrategy, order_keys
 from spark_dedup.session import task_slots
 from spark_dedup.tables import col, require_columns
-from spark_dedup.workers import in_worker
+from spark_dedup.workers import BatchFunction, in_worker
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -31,6 +31,20 @@ __all__ = ["pairwise_similarity"]
 
 _PLAIN_IDS = ("tinyint", "smallint", "int", "bigint", "string")
 """Types that Arrow orders as Spark does."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Comparison:
+    """The checked arguments of ``pairwise_similarity``, and what a task does with its rows."""
+
+    id_field: str
+    embedding_field: str
+    ranking: Sequence[OrderKey]
+    n_probe: int
+    centroids: NDArray[np.float32] | None
+    batch: int
+    slots: int
+    match: BatchFunction
 
 
 def pairwise_similarity(
@@ -87,7 +101,7 @@ def pairwise_similarity(
     if pairwise_batch_size < 1:
         raise InputError(f"pairwise_batch_size must be at least 1, not {pairwise_batch_size}")
     require_columns(assigned, [id_field, embedding_field, "centroid"], where="the assigned records")
-    usual = order_keys(
+    ranking = order_keys(
         assigned,
         id_field=id_field,
         which_to_keep=which_to_keep,
@@ -95,56 +109,22 @@ def pairwise_similarity(
         ranking_strategy=ranking_strategy,
         random_seed=random_state,
     )
-    ranking = [*rank_first, *usual]
-    keys = [f"_k{i}" for i in range(len(ranking))]
     spark = assigned.sparkSession
-    slots = task_slots(spark)
-
-    def chosen(df: DataFrame) -> DataFrame:
-        rows = df.select(
-            col(id_field).alias("_id"),
-            array_column(df, embedding_field).alias("_e"),
-            col("centroid").cast("int").alias("_c"),
-            *[key.column.alias(name) for key, name in zip(ranking, keys, strict=True)],
-        )
-        return rows if n_probe == 1 else _probe(rows, n_probe, centroids)
-
     match = matcher(pairwise_batch_size, cuml.call if fit_device(spark, device) == "gpu" else None)
+    how = _Comparison(
+        id_field=id_field, embedding_field=embedding_field, ranking=[*rank_first, *ranking], n_probe=n_probe,
+        centroids=centroids, batch=pairwise_batch_size, slots=task_slots(spark), match=match,
+    )  # fmt: skip
     by_distance = ranking_strategy is None and which_to_keep != "random" and not rank_first and n_probe == 1
-    one_block, cut = None, None
+    sizes = None
     if stored is not None and by_distance and dict(assigned.dtypes)[id_field] in _PLAIN_IDS:
-        one_block, cut = _divided(stored.sizes(), batch=pairwise_batch_size, slots=slots)
-    matches = None
-    if stored is not None and one_block is not None:
-        tasks, read = stored.whole(
-            one_block,
-            tasks=slots * TASKS_PER_SLOT,
-            id_field=id_field,
-            rank_by=DISTANCES[distance_metric],
-            ascending=usual[0].ascending,
-        )
-        work = in_worker(lambda batches: match(read(batches)))
-        matches = tasks.mapInArrow(work, _match_schema(assigned, id_field))
-    if matches is None or cut:
-        if stored is not None:
-            assigned = stored.rows()
-        if cut is not None:
-            assigned = assigned.where(F.col("centroid").isin([*cut]))
-        rows = chosen(assigned if stored is None else stored.vectors(slots=slots, clusters=cut))
-        units = spread(
-            rows,
-            cluster="_c",
-            keys=keys,
-            ascending=[key.ascending for key in ranking],
-            batch=pairwise_batch_size,
-            slots=slots,
-            # The clusters that n_probe adds are told by the vectors.
-            ranked=chosen(assigned) if n_probe == 1 else None,
-        )
-        found = units.select("_unit", "_query", "_id", "_e").mapInArrow(
-            in_worker(match), _match_schema(rows, "_id")
-        )
-        matches = found if matches is None else matches.unionByName(found)
+        sizes = stored.sizes()
+    if stored is None:
+        matches = _in_blocks(how, assigned, assigned)
+    elif sizes is None:
+        matches = _in_blocks(how, stored.vectors(slots=how.slots), stored.rows())
+    else:
+        matches = _by_clusters(how, stored, sizes, rank_by=DISTANCES[distance_metric])
     if n_probe != 1:
         matches = _best_of_clusters(matches)
     return matches.select(
@@ -154,25 +134,60 @@ def pairwise_similarity(
     )
 
 
-def _divided(
-    sizes: Mapping[int, int] | None, *, batch: int, slots: int
-) -> tuple[dict[int, int] | None, set[int] | None]:
-    """Return the sizes of the clusters that one task compares whole, and which others are cut into blocks."""
-    if sizes is None:
-        return None, None
-    one_block = of_one_block(sizes, batch=batch, slots=slots)
-    return {cluster: sizes[cluster] for cluster in one_block}, sizes.keys() - one_block
+def _by_clusters(
+    how: _Comparison, stored: StoredClusters, sizes: Mapping[int, int], *, rank_by: str
+) -> DataFrame:
+    """Compare each cluster in one task, which reads and ranks it by itself; those of several blocks by these."""
+    whole = of_one_block(sizes, batch=how.batch, slots=how.slots)
+    tasks, read = stored.whole(
+        {cluster: sizes[cluster] for cluster in whole},
+        tasks=how.slots * TASKS_PER_SLOT,
+        id_field=how.id_field,
+        rank_by=rank_by,
+        ascending=how.ranking[0].ascending,
+    )
+    match = how.match
+    work = in_worker(lambda batches: match(read(batches)))
+    matches = tasks.mapInArrow(work, _match_schema(stored.frame, how.id_field))
+    cut = sizes.keys() - whole
+    if not cut:
+        return matches
+    vectors = stored.vectors(slots=how.slots, clusters=cut)
+    return matches.unionByName(_in_blocks(how, vectors, stored.rows(cut)))
+
+
+def _in_blocks(how: _Comparison, assigned: DataFrame, ranked: DataFrame) -> DataFrame:
+    """Compare clusters block by block; ``ranked`` are the same records, whose keys may be read for less."""
+    keys = [f"_k{i}" for i in range(len(how.ranking))]
+
+    def chosen(df: DataFrame) -> DataFrame:
+        return df.select(
+            col(how.id_field).alias("_id"),
+            array_column(df, how.embedding_field).alias("_e"),
+            col("centroid").cast("int").alias("_c"),
+            *[key.column.alias(name) for key, name in zip(how.ranking, keys, strict=True)],
+        )
+
+    rows, ranked = chosen(assigned), chosen(ranked)
+    if how.n_probe != 1:
+        # The clusters that this adds are told by the vectors.
+        rows = ranked = _probe(rows, how.n_probe, how.centroids)
+    units = spread(
+        rows,
+        cluster="_c",
+        keys=keys,
+        ascending=[key.ascending for key in how.ranking],
+        batch=how.batch,
+        slots=how.slots,
+        ranked=ranked,
+    )
+    sent = units.select("_unit", "_query", "_id", "_e")
+    return sent.mapInArrow(in_worker(how.match), _match_schema(rows, "_id"))
 
 
 def _match_schema(rows: DataFrame, id_field: str) -> StructType:
-    id_type = next(f.dataType for f in rows.schema.fields if f.name == id_field)
-    return StructType(
-        [
-            StructField("id", id_type),
-            StructField("max_id", id_type),
-            StructField("cosine_sim_score", FloatType()),
-        ]
-    )
+    id_type = rows.schema[id_field].dataType
+    return StructType().add("id", id_type).add("max_id", id_type).add("cosine_sim_score", FloatType())
 
 
 def _best_of_clusters(found: DataFrame) -> DataFrame:
@@ -189,22 +204,16 @@ def _probe(rows: DataFrame, n_probe: int, centroids: NDArray[np.float32] | None)
     if centroids is None:
         raise InputError("n_probe > 1 needs the centroids: pass centroids=model.centroids")
     means = np.ascontiguousarray(centroids, dtype=np.float32)
-    count = min(n_probe, len(means))
 
     def repeat(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             if not batch.num_rows:
                 continue
-            yield batch
-            nearest = nearest_rows(unit_rows(batch.column("_e"), batch.column("_id")), means, count)
-            own = batch.column("_c").to_numpy()[:, None]
-            # The own cluster counts as the first, wherever rounding puts it.
-            order = np.argsort(nearest == own, axis=1, kind="stable")
-            others = np.take_along_axis(nearest, order, axis=1)[:, : count - 1]
+            x = unit_rows(batch.column("_e"), batch.column("_id"))
             columns = batch.columns
             place = batch.schema.get_field_index("_c")
-            for j in range(count - 1):
-                columns[place] = pa.array(others[:, j].astype(np.int32))
+            for clusters in probed_clusters(x, batch.column("_c").to_numpy(), means, n_probe).T:
+                columns[place] = pa.array(clusters.astype(np.int32))
                 yield pa.RecordBatch.from_arrays(columns, schema=batch.schema)
 
     return rows.mapInArrow(in_worker(repeat), rows.schema)

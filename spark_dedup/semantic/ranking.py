@@ -25,6 +25,7 @@ __all__ = [
     "check_seed",
     "order_keys",
     "precedes",
+    "rank_order",
     "require_order",
     "require_ranking",
 ]
@@ -115,11 +116,6 @@ class OrderKey:
     column: Column
     ascending: bool
 
-    def sorted(self, column: Column | None = None) -> Column:
-        """Return the sort order of the key, or of a column that holds its values."""
-        c = self.column if column is None else column
-        return c.asc_nulls_last() if self.ascending else c.desc_nulls_last()
-
 
 def check_ranking(which_to_keep: str, distance_metric: str) -> None:
     """Raise ``InputError`` for an unknown word."""
@@ -173,6 +169,12 @@ def order_keys(
             value = F.when(~F.isnan(value), value)
         keys.append(OrderKey(value, ascending))
     return [*keys, by_id]
+
+
+def rank_order(keys: Sequence[str], ascending: Sequence[bool]) -> list[Column]:
+    """Return the sort order of columns that hold the key values; null ranks last in either direction."""
+    directed = zip(keys, ascending, strict=True)
+    return [F.col(k).asc_nulls_last() if up else F.col(k).desc_nulls_last() for k, up in directed]
 
 
 def precedes(left: Sequence[Column], right: Sequence[Column], ascending: Sequence[bool]) -> Column:

@@ -3,7 +3,7 @@ from pyspark.sql import Window
 from pyspark.sql import functions as F
 
 from spark_dedup.errors import InputError
-from spark_dedup.semantic.ranking import RankingStrategy, order_keys, precedes
+from spark_dedup.semantic.ranking import RankingStrategy, order_keys, precedes, rank_order
 
 ROWS = [
     # id, cosine, l2, quality, source
@@ -21,9 +21,17 @@ def rows(spark):
     return spark.createDataFrame(ROWS, schema)
 
 
-def ranked(rows, **kwargs):
+def keyed(rows, **kwargs):
+    """Return the id and the key values, the names of these, and their directions."""
     keys = order_keys(rows, id_field="id", **kwargs)
-    return [r.id for r in rows.orderBy(*[k.sorted() for k in keys]).collect()]
+    names = [f"k{i}" for i in range(len(keys))]
+    columns = [key.column.alias(name) for key, name in zip(keys, names, strict=True)]
+    return rows.select("id", *columns), names, [key.ascending for key in keys]
+
+
+def ranked(rows, **kwargs):
+    values, names, ascending = keyed(rows, **kwargs)
+    return [r.id for r in values.orderBy(*rank_order(names, ascending)).collect()]
 
 
 def test_hard_ranks_the_farthest_first_and_easy_the_nearest(rows):
@@ -54,14 +62,11 @@ def test_precedes_agrees_with_the_sort_order(rows):
         RankingStrategy(["source", "quality %"], ascending=[True, False]),
         RankingStrategy(["quality %", "cosine_dist_to_cent"], ascending=[False, True]),
     ):
-        keys = order_keys(rows, id_field="id", ranking_strategy=strategy)
-        names = [f"k{i}" for i in range(len(keys))]
-        place = F.row_number().over(Window.orderBy(*[k.sorted() for k in keys]))
-        a = rows.select(place.alias("place"), *[k.column.alias(n) for k, n in zip(keys, names, strict=True)])
+        values, names, ascending = keyed(rows, ranking_strategy=strategy)
+        place = F.row_number().over(Window.orderBy(*rank_order(names, ascending)))
+        a = values.select(place.alias("place"), *names)
         b = a.select(*[F.col(c).alias("b_" + c) for c in a.columns])
-        before = precedes(
-            [F.col(n) for n in names], [F.col("b_" + n) for n in names], [k.ascending for k in keys]
-        )
+        before = precedes([F.col(n) for n in names], [F.col("b_" + n) for n in names], ascending)
         wrong = a.crossJoin(b).filter(~before.eqNullSafe(F.col("place") < F.col("b_place")))
         assert wrong.collect() == []
 
