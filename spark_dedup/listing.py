@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from os import PathLike
 from pathlib import PurePosixPath
 
@@ -179,9 +180,7 @@ def _walk_local(root: str, wanted: Callable[[str], bool], by_spark: bool) -> Ite
         with os.scandir(folders.pop()) as entries:
             for entry in entries:
                 if entry.name == "_delta_log" and _is_folder(entry):
-                    raise InputError(
-                        f"{os.path.dirname(entry.path)} below {root} is a Delta table: read it on its own"
-                    )
+                    raise _delta_below(root, os.path.dirname(entry.path))
                 is_folder = _is_folder(entry)
                 if _hidden(entry.name, by_spark, is_folder=is_folder):
                     continue
@@ -197,6 +196,10 @@ def _walk_local(root: str, wanted: Callable[[str], bool], by_spark: bool) -> Ite
                         )
                     stat = _stat(entry)
                     yield FileInfo(entry.path, stat.st_size, stat.st_mtime_ns // 1_000_000)
+
+
+def _delta_below(root: str, table: str) -> InputError:
+    return InputError(f"{table} below {root} is a Delta table: read it on its own")
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -233,7 +236,11 @@ def _walk_remote(root: str, wanted: Callable[[str], bool], by_spark: bool) -> It
     single = fs.isfile(inner)
     for path, info in fs.find(inner, detail=True).items():
         *folders, name = PurePosixPath(path[len(inner) :].lstrip("/")).parts or ("",)
-        hidden = any(_hidden(part, by_spark, is_folder=True) for part in folders)
+        seen = list(takewhile(lambda part: not _hidden(part, by_spark, is_folder=True), folders))
+        if "_delta_log" in folders[: len(seen) + 1]:
+            table = "/".join((root, *folders[: folders.index("_delta_log")]))
+            raise _delta_below(root, table)
+        hidden = len(seen) < len(folders)
         if single or (wanted(path) and not hidden and not _hidden(name, by_spark, is_folder=False)):
             modified = info.get("LastModified") or info.get("mtime") or info.get("last_modified") or 0
             seconds = modified.timestamp() if hasattr(modified, "timestamp") else float(modified)

@@ -104,6 +104,26 @@ def test_remote_files_of_a_bucket():
     fs.rm("/listed", recursive=True)
 
 
+@pytest.mark.parametrize("root", ["{tmp_path}", "memory://bucket"])
+def test_a_delta_table_below_a_folder_is_named_on_any_store(tmp_path, store, root):
+    """Its files hold the rows that the log removed, too."""
+    root = root.format(tmp_path=tmp_path)
+    fs, inner = fsspec.core.url_to_fs(root)
+
+    def put(name):
+        fs.makedirs(os.path.dirname(f"{inner}/{name}"), exist_ok=True)
+        fs.pipe_file(f"{inner}/{name}", b"12")
+
+    put("docs/a.parquet")
+    put("docs/_old/t/_delta_log/00000000000000000000.json")  # Spark reads nothing below _old
+    assert [file.path for file in list_files(f"{root}/docs")] == [f"{root}/docs/a.parquet"]
+    put("docs/sub/t/b.parquet")
+    put("docs/sub/t/_delta_log/00000000000000000000.json")
+    for named, by_spark in (("docs", True), ("docs/sub/t", True), ("docs", False)):
+        with pytest.raises(InputError, match=f"t below {root}/{named} is a Delta table: read it on its own"):
+            list_files(f"{root}/{named}", by_spark=by_spark)
+
+
 @pytest.mark.parametrize(
     ("name", "is_table"),
     [
