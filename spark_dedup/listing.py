@@ -25,6 +25,7 @@ __all__ = [
     "list_files",
     "named_paths",
     "no_such_path",
+    "outermost",
 ]
 
 Named = Location | Sequence[Location]
@@ -77,7 +78,7 @@ def list_files(
     """List the data files under paths, recursively, sorted by path.
 
     Names that Spark does not read - with a leading ``_`` or ``.`` - are left out. A path that is a file itself
-    is taken whatever its ending.
+    is taken whatever its ending; with such a name it is an error.
 
     Args:
         source: a path or paths.
@@ -90,11 +91,12 @@ def list_files(
     Raises:
         MissingInputError: when a path does not exist or holds no such file, or a file is a link that leads nowhere.
         InputError: when a Delta table lies below a path: its files hold deleted rows too; a linked folder holds the
-            link to it; for JSON lines that are packed in a way that is not read, unless ``extensions`` say what is.
+            link to it; for a path that is a file which Spark does not read; for JSON lines that are packed in a way
+            that is not read, unless ``extensions`` say what is.
     """
     endings = endings_of(filetype, extensions)
     fold = str.lower if ignore_case else str
-    unread = () if extensions else _UNREAD.get(filetype, ())
+    unread = _unread_endings(filetype, extensions)
     folded = tuple(map(fold, (*endings, *unread)))
 
     def wanted(name: str) -> bool:
@@ -109,6 +111,9 @@ def list_files(
         here = set(walk(path, wanted, by_spark))
         if not here:
             raise MissingInputError(f"no input files: {path} holds no file ending in {', '.join(endings)}")
+        unseen = by_spark and _hidden(PurePosixPath(path).name, by_spark, is_folder=False)
+        if unseen and any(file.path == path for file in here):
+            raise InputError(f"{path}: Spark reads no file whose name begins with '_' or '.': rename it")
         found |= here
     packed = sorted({file.path for file in found if file.path.endswith(unread)} - set(roots))
     if packed:
@@ -123,6 +128,28 @@ def endings_of(filetype: str, extensions: Sequence[str] | None) -> tuple[str, ..
     """Return the endings of files to take, with their dots: those asked for, else the filetype's own."""
     asked = (extensions,) if isinstance(extensions, str) else extensions
     return tuple(e if e.startswith(".") else f".{e}" for e in asked or EXTENSIONS[filetype])
+
+
+def _unread_endings(filetype: str, extensions: Sequence[str] | None) -> tuple[str, ...]:
+    return () if extensions else _UNREAD.get(filetype, ())
+
+
+def outermost(paths: Sequence[str], filetype: str, extensions: Sequence[str] | None) -> tuple[str, ...]:
+    """Return paths without those below others whose listing has their files: Spark would read them twice."""
+    endings = *endings_of(filetype, extensions), *_unread_endings(filetype, extensions)
+    above = {path: [other for other in paths if path.startswith(f"{other}/")] for path in paths}
+    others = [p for p in paths if above[p] and not any(_is_listed(p, folder, endings) for folder in above[p])]
+    return (*(path for path in paths if not above[path]), *others)
+
+
+def _is_listed(path: str, folder: str, endings: tuple[str, ...]) -> bool:
+    *folders, name = path.removeprefix(f"{folder}/").split("/")
+    fs, inner = filesystem(path)
+    is_folder = fs.isdir(inner)
+    hidden = any(_hidden(part, True, is_folder=True) for part in folders)
+    return (
+        not hidden and not _hidden(name, True, is_folder=is_folder) and (is_folder or name.endswith(endings))
+    )
 
 
 def check_there(source: Named) -> None:
