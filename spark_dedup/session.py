@@ -46,6 +46,10 @@ DELTA_CONF = {
 DEVICES = ("auto", "cpu", "gpu")
 
 
+def _is_local(master: str | None) -> bool:
+    return master is None or master.startswith("local")
+
+
 def resolve_device(device: str = "auto", *, master: str | None = None) -> str:
     """Settle the device once, before any JVM starts.
 
@@ -63,7 +67,7 @@ def resolve_device(device: str = "auto", *, master: str | None = None) -> str:
         raise InputError(f"device must be one of {', '.join(DEVICES)}, not {device!r}")
     if device == "cpu":
         return "cpu"
-    local = master is None or master.startswith("local")
+    local = _is_local(master)
     if device == "gpu" and local and not runtime.has_gpu():
         raise InputError(
             'device="gpu", but nvidia-smi finds no GPU on this machine: use device="cpu" or "auto"'
@@ -73,11 +77,13 @@ def resolve_device(device: str = "auto", *, master: str | None = None) -> str:
     return "gpu"
 
 
-def describe_device(device: str = "auto") -> str:
-    """Return the device that would be used, and why."""
-    resolved = resolve_device(device)
+def describe_device(device: str = "auto", *, master: str | None = None) -> str:
+    """Return the device that would be used under a master, and why."""
+    resolved = resolve_device(device, master=master)
     if device != "auto":
         return f"{resolved}, as asked for"
+    if not _is_local(master):
+        return f'{resolved}, as a cluster has GPUs only where the session or device="gpu" says so'
     return f"{resolved}, as nvidia-smi finds {'a' if resolved == 'gpu' else 'no'} GPU on this machine"
 
 
@@ -96,7 +102,8 @@ def build_session(
 
     Args:
         app_name: name in the Spark UI.
-        device: ``"auto"`` takes a GPU when this machine has one.
+        device: ``"auto"`` takes a GPU when this machine has one. Where the session belongs to its environment, that
+            settles it, and ``"gpu"`` is only checked, of a local master.
         master: Spark master.
         conf: settings that win over ours.
 
@@ -104,7 +111,8 @@ def build_session(
         InputError: no Java, no Spark, no GPU where one is asked for, versions that do not work together, or a
             Spark Connect server that does not answer.
     """
-    resolved = resolve_device(device, master=master)
+    given = _session_is_given()
+    resolved = resolve_device(device, master="given" if given else master)
     version = runtime.ensure_pyspark()
     from pyspark.sql import SparkSession
 
@@ -113,7 +121,7 @@ def build_session(
     # pyspark repeats every error as JSON on stderr before raising it.
     logging.getLogger("DataFrameQueryContextLogger").setLevel(logging.CRITICAL)
     settings: dict[str, str] = {}
-    if not _session_is_given():
+    if not given:
         java = runtime.ensure_java()
         settings = _local_settings(version, resolved, master, java)
     settings.update({k: str(v) for k, v in (conf or {}).items()})
@@ -123,6 +131,8 @@ def build_session(
     await_server()
     with _no_java_chatter(), named_silence():
         session: SparkSession = builder.getOrCreate()
+    if given and not is_connect(session):
+        resolve_device(device, master=conf_of(session, "spark.master", "local"))
     return session
 
 
