@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from os import PathLike
 from pathlib import PurePosixPath
+from typing import Any
 
 from spark_dedup.errors import InputError, MissingInputError
 from spark_dedup.names import is_table_name
@@ -23,6 +24,7 @@ __all__ = [
     "endings_of",
     "is_small",
     "list_files",
+    "modified_ms",
     "named_paths",
     "no_such_path",
     "outermost",
@@ -54,7 +56,7 @@ class FileInfo:
     Attributes:
         path: as NeMo Curator lists it: a local path absolute and without ``file:``, a remote one with its scheme.
         size: bytes.
-        modified_ms: modification time in milliseconds since 1970.
+        modified_ms: modification time in milliseconds since 1970; 0 where a store does not tell.
     """
 
     path: str
@@ -269,8 +271,13 @@ def _walk_remote(root: str, wanted: Callable[[str], bool], by_spark: bool) -> It
             raise _delta_below(root, table)
         hidden = len(seen) < len(folders)
         if single or (wanted(path) and not hidden and not _hidden(name, by_spark, is_folder=False)):
-            modified = info.get("LastModified") or info.get("mtime") or info.get("last_modified") or 0
-            seconds = modified.timestamp() if hasattr(modified, "timestamp") else float(modified)
             # A store's own name of a path may lack what Spark needs, such as HDFS's host or Azure's account.
             spelled = root + path[len(inner.rstrip("/")) :]
-            yield FileInfo(spelled, int(info["size"]), int(seconds * 1000))
+            yield FileInfo(spelled, int(info["size"]), modified_ms(info))
+
+
+def modified_ms(info: Mapping[str, Any]) -> int:
+    """Return when a file changed, by what fsspec tells of it, in milliseconds since 1970; 0 if it does not."""
+    modified = info.get("LastModified") or info.get("mtime") or info.get("last_modified") or 0
+    seconds = modified.timestamp() if hasattr(modified, "timestamp") else float(modified)
+    return int(seconds * 1000)

@@ -14,7 +14,7 @@ from spark_dedup.ids.counting import CountRows
 from spark_dedup.ids.generator import IdGenerator
 from spark_dedup.ids.registry import IdRegistry
 from spark_dedup.ids.rows import Entry, raise_if_stale
-from spark_dedup.listing import FileInfo
+from spark_dedup.listing import FileInfo, modified_ms
 from spark_dedup.paths import filesystem, is_local, normalise_path
 from spark_dedup.tables import hidden_metadata
 
@@ -106,7 +106,7 @@ def _batch(names: tuple[str, ...], files: Sequence[FileInfo], count: int) -> Bat
         names,
         count,
         sum(file.size for file in files),
-        max((file.modified_ms for file in files), default=None),
+        max((file.modified_ms for file in files), default=0) or None,
     )
 
 
@@ -176,5 +176,6 @@ def table_files(df: DataFrame) -> list[tuple[FileInfo, ...]]:
             files.append((FileInfo(path, stat.st_size, stat.st_mtime_ns // 1_000_000),))
         else:
             fs, inner = filesystem(path)
-            files.append((FileInfo(path, fs.size(inner), 0),))
+            info = fs.info(inner)
+            files.append((FileInfo(path, int(info["size"]), modified_ms(info)),))
     return files
