@@ -15,6 +15,7 @@ from spark_dedup import runtime
 from spark_dedup.class_archive import archive_options
 from spark_dedup.connect import await_server, named_silence
 from spark_dedup.errors import InputError
+from spark_dedup.hadoop import instantiated_session
 from spark_dedup.java import java_options, joined, process_options
 from spark_dedup.paths import on_databricks
 from spark_dedup.settings import conf_of
@@ -139,13 +140,18 @@ def build_session(
 def active_or_build(
     spark: SparkSession | None, *, device: str = "auto", conf: Mapping[str, Any] | None = None
 ) -> SparkSession:
-    """Return the given session, else the active one, else a new one, of ``device`` and with ``conf``."""
+    """Return the given session, else the process's own, else a new one, of ``device`` and with ``conf``."""
     if spark is not None:
         return spark
     runtime.ensure_pyspark()
+    return _present_session() or build_session(device=device, conf=conf)
+
+
+def _present_session() -> SparkSession | None:
+    """Return the thread's active session, else the process's: threads of a pool have no active one."""
     from pyspark.sql import SparkSession
 
-    return SparkSession.getActiveSession() or build_session(device=device, conf=conf)
+    return SparkSession.getActiveSession() or instantiated_session()
 
 
 def _session_is_given() -> bool:

@@ -1,4 +1,5 @@
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from pyspark.sql import SparkSession
@@ -7,7 +8,14 @@ from sessions import needs_classic
 from spark_dedup import java, runtime, session
 from spark_dedup.errors import InputError
 from spark_dedup.ids.splits import on_gpu
-from spark_dedup.session import build_session, require_delta, resolve_device, task_slots
+from spark_dedup.session import (
+    active_or_build,
+    build_session,
+    require_delta,
+    resolve_device,
+    session_key,
+    task_slots,
+)
 from spark_dedup.settings import conf_of, parquet_as_it_is, settings
 from spark_dedup.workflows import recording
 from spark_dedup.workflows.planning import plan_of
@@ -159,6 +167,19 @@ def test_jobs_in_threads_of_one_session_end_in_any_order(spark):
     assert spark.conf.get(name) == "TIMESTAMP_MILLIS"
     second.__exit__(None, None, None)
     assert spark.conf.get(name, None) == before
+
+
+def test_a_job_in_a_thread_of_a_pool_takes_the_session_as_it_is(spark):
+    names = ("spark.sql.shuffle.partitions", "spark.sql.files.maxPartitionBytes")
+    spark.conf.set(names[1], "77m")
+    before = [spark.conf.get(name) for name in names]
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            taken = pool.submit(active_or_build, None).result()
+        assert session_key(taken) == session_key(spark)
+        assert [spark.conf.get(name) for name in names] == before
+    finally:
+        spark.conf.unset(names[1])
 
 
 def test_task_slots(spark):
