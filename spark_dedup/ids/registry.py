@@ -114,7 +114,7 @@ class IdRegistry(BatchIds):
     @classmethod
     def from_disk(
         cls,
-        spark: SparkSession,
+        spark: SparkSession | None,
         path: str | os.PathLike[str],
         location: str | os.PathLike[str],
         storage_options: Mapping[str, Any] | None = None,
