@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from spark_dedup.connect import await_server, named_silence
 from spark_dedup.errors import InputError
 from spark_dedup.hadoop import instantiated_session
 from spark_dedup.java import java_options, joined, process_options
+from spark_dedup.launch import java_stderr
 from spark_dedup.paths import on_databricks
 from spark_dedup.settings import conf_of
 
@@ -130,7 +131,7 @@ def build_session(
     for key, value in settings.items():
         builder = builder.config(key, value)
     await_server()
-    with _no_java_chatter(), named_silence():
+    with java_stderr(), named_silence():
         session: SparkSession = builder.getOrCreate()
     if given and not is_connect(session):
         resolve_device(device, master=conf_of(session, "spark.master", "local"))
@@ -192,6 +193,8 @@ def _gpu_settings(jars: list[Path]) -> dict[str, str]:
         "spark.plugins": "com.nvidia.spark.SQLPlugin",
         "spark.driver.extraClassPath": str(next(jar for jar in jars if jar.name.startswith("rapids"))),
         "spark.rapids.sql.enabled": "true",
+        # Its report on what runs on the CPU is for those who ask.
+        "spark.rapids.sql.explain": "NONE",
         # A query that the plugin's planner breaks on runs on the CPU, instead of failing the job.
         "spark.rapids.sql.suppressPlanningFailure": "true",
         "spark.rapids.sql.concurrentGpuTasks": "2",
@@ -209,23 +212,6 @@ def _total_memory_gib() -> int:
     with contextlib.suppress(OSError, ValueError):
         total = min(total, int(limit.read_text("ascii")))
     return int(total) >> 30
-
-
-@contextlib.contextmanager
-def _no_java_chatter() -> Iterator[None]:
-    """Hide what the launcher prints before logging is set up; errors still raise."""
-    try:
-        saved = os.dup(2)
-    except OSError:
-        yield
-        return
-    with open(os.devnull, "w", encoding="utf-8") as sink:
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
 
 
 def is_connect(spark: SparkSession) -> bool:
