@@ -26,6 +26,9 @@ _NAMES = {
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
+_PLAIN = ("IdGenerator", "IdRegistry", "StaleBatchError")
+"""What works without Spark: the registry does in a local path."""
+
 CURATOR_DEDUP_ID_STR = "_curator_dedup_id"
 L2_DIST_TO_CENT_COL = "l2_dist_to_cent"
 COSINE_DIST_TO_CENT_COL = "cosine_dist_to_cent"
@@ -61,10 +64,11 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: importing the package must not need Spark."""
     if name not in _HOME:
         raise AttributeError(f"module 'spark_dedup' has no attribute {name!r}")
-    # Imported here, so that `python -m spark_dedup.runtime` does not find itself imported already.
-    from spark_dedup import runtime
+    if name not in _PLAIN:
+        # Imported here, so that `python -m spark_dedup.runtime` does not find itself imported already.
+        from spark_dedup import runtime
 
-    runtime.ensure_pyspark()
+        runtime.ensure_pyspark()
     value = getattr(importlib.import_module(_HOME[name]), name)
     globals()[name] = value
     return value

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from spark_dedup.errors import InputError, MissingInputError, first_line
-from spark_dedup.listing import EXTENSIONS, FileInfo, Named, endings_of, list_files, named_paths, no_such_path
+from spark_dedup.listing import (
+    EXTENSIONS,
+    FileInfo,
+    Named,
+    endings_of,
+    list_files,
+    named_paths,
+    no_such_path,
+    outermost,
+)
 from spark_dedup.names import is_table_name, path_relation, quote_name, split_name
 from spark_dedup.partitions import are_partitioned, base_of
 from spark_dedup.parts import Parts, read_parts
@@ -48,8 +57,20 @@ class Source:
         return ", ".join(self.names)
 
 
-def find_source(spark: SparkSession, source: Named, *, filetype: str = "parquet") -> Source:
+def find_source(
+    spark: SparkSession,
+    source: Named,
+    *,
+    filetype: str = "parquet",
+    extensions: Sequence[str] | None = None,
+) -> Source:
     """Find out what a user's name stands for.
+
+    Args:
+        spark: the session.
+        source: path, paths, Delta path or table name.
+        filetype: ``parquet``, ``jsonl`` or ``delta``.
+        extensions: endings of files to take instead of the filetype's own.
 
     Raises:
         InputError: for an unsupported filetype, several Delta paths, or none where Delta was said.
@@ -70,11 +91,12 @@ def find_source(spark: SparkSession, source: Named, *, filetype: str = "parquet"
         raise MissingInputError(
             f"{given[0]!r} is neither an existing path nor a table of this session's catalog"
         )
-    paths = _outermost([normalise_path(path) for path in given])
-    for path in paths:
+    unique = list(dict.fromkeys(normalise_path(path) for path in given))
+    for path in unique:
         require_client(path)
         if not exists(path):
             raise no_such_path(path)
+    paths = outermost(unique, "parquet" if filetype == "delta" else filetype, extensions)
     delta = [path for path in paths if exists(f"{path}/_delta_log")]
     if (delta or filetype == "delta") and len(paths) > 1:
         raise InputError("several paths cannot be read as Delta: name one Delta path, or a view over them")
@@ -102,12 +124,6 @@ def table_format(spark: SparkSession, source: Source) -> str | None:
     """Return the format of a Delta path's or a table's files; None for a view, and for files of no table."""
     detail = _detail(spark, source)
     return detail["format"] if detail else None
-
-
-def _outermost(paths: Sequence[str]) -> tuple[str, ...]:
-    """Return each path once, and none that lies below another: Spark would read its files twice."""
-    unique = list(dict.fromkeys(paths))
-    return tuple(p for p in unique if not any(p.startswith(f"{other}/") for other in unique))
 
 
 def relation_of(source: Source, filetype: str = "parquet") -> str:
@@ -199,7 +215,7 @@ def read_dataset(
     """
     from spark_dedup.tables import col, require_columns
 
-    found = find_source(spark, source, filetype=filetype)
+    found = find_source(spark, source, filetype=filetype, extensions=extensions)
     reader = spark.read.options(**given_options(read_kwargs))
     if found.kind == "table":
         df = _table(reader, found.names[0])
@@ -244,7 +260,10 @@ def read_files(
     if schema is not None:
         reader = reader.schema(schema)
     folders = [root for root in roots if all(file.path != root for file in files)]
+    if folders:
+        _check_one_tree(files, folders)
     if folders and len(folders) < len(roots):
+        reader = reader.options(**base_of(files, folders))
         roots = [file.path for file in files]  # no one filter fits folders and files both
     elif folders:
         reader = _over_folders(reader, files, roots, endings_of(filetype, extensions))
@@ -262,21 +281,23 @@ def read_files(
 def _over_folders(
     reader: DataFrameReader, files: Sequence[FileInfo], roots: Sequence[str], endings: Sequence[str]
 ) -> DataFrameReader:
-    """Have a reader take the files of folders that end so, at any depth or by partition folders.
-
-    Raises:
-        InputError: for several folders with partition folders.
-    """
+    """Have a reader take the files of folders that end so, at any depth or by partition folders."""
     literal = [re.sub(r"([\\*?\[\]{},])", r"\\\1", ending) for ending in endings]
     reader = reader.option("pathGlobFilter", "*{" + ",".join(literal) + "}")
-    if not are_partitioned(files, roots):
-        return reader.option("recursiveFileLookup", "true")
-    if len(roots) > 1:
+    return reader if are_partitioned(files, roots) else reader.option("recursiveFileLookup", "true")
+
+
+def _check_one_tree(files: Sequence[FileInfo], folders: Sequence[str]) -> None:
+    """Check that at most one of the folders has partition folders.
+
+    Raises:
+        InputError: naming them.
+    """
+    if len(folders) > 1 and are_partitioned(files, folders):
         raise InputError(
-            f"{', '.join(roots)} each have partition folders (column=value), which cannot be read together: "
+            f"{', '.join(folders)} each have partition folders (column=value), which cannot be read together: "
             "name the folder above them, or take them one by one"
         )
-    return reader
 
 
 @contextlib.contextmanager

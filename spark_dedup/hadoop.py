@@ -14,7 +14,7 @@ from spark_dedup.settings import conf_of
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-__all__ = ["has_class", "require_client", "s3_settings"]
+__all__ = ["has_class", "instantiated_session", "require_client", "s3_settings"]
 
 _S3_NAMES = (
     "access.key",
@@ -84,14 +84,13 @@ def s3_settings() -> dict[str, str]:
     if "pyspark" not in sys.modules:
         return {}
     from pyspark import SparkContext
-    from pyspark.sql import SparkSession
 
     found: dict[str, str] = {}
     context = SparkContext._active_spark_context
     with contextlib.suppress(Exception):  # a JVM that is gone, or that tells nothing, as on shared clusters
         if context is not None and context._jsc is not None:
             found |= dict(context._jsc.hadoopConfiguration().getValByRegex(_S3_SETTINGS))
-    session = _connect_session() or getattr(SparkSession, "_instantiatedSession", None)
+    session = instantiated_session()
     if session is not None:
         for name in _S3_NAMES:
             value = conf_of(session, f"fs.s3a.{name}") or conf_of(session, f"spark.hadoop.fs.s3a.{name}")
@@ -99,7 +98,15 @@ def s3_settings() -> dict[str, str]:
     return found
 
 
-def _connect_session() -> SparkSession | None:
+def instantiated_session() -> SparkSession | None:
+    """Return the session that the process has, whatever thread asks; None without one, or when it was stopped."""
+    if "pyspark" not in sys.modules:
+        return None
+    from pyspark.sql import SparkSession
+
     module = sys.modules.get("pyspark.sql.connect.session")
-    found: SparkSession | None = getattr(getattr(module, "SparkSession", None), "_default_session", None)
-    return found
+    remote = getattr(getattr(module, "SparkSession", None), "_default_session", None)
+    if remote is not None and not getattr(remote, "is_stopped", False):
+        return remote  # type: ignore[no-any-return]
+    classic: SparkSession | None = getattr(SparkSession, "_instantiatedSession", None)
+    return None if classic is None or classic.sparkContext._jsc is None else classic

@@ -12,8 +12,9 @@ _PROCESS_OPTIONS: list[str] = []
 
 
 def java_options() -> list[str]:
-    """Return the options of a local session's JVM: quiet logs."""
-    return [f"-Dlog4j2.configurationFile=file:{Path(__file__).resolve().parent / 'log4j2.properties'}"]
+    """Return the options of a local session's JVM: quiet logs, and on stderr what the JVM itself says."""
+    logs = f"-Dlog4j2.configurationFile=file:{Path(__file__).resolve().parent / 'log4j2.properties'}"
+    return [logs, "-XX:+DisplayVMOutputToStderr"]
 
 
 def compile_quickly() -> None:

@@ -79,7 +79,7 @@ def input_version(
     read_kwargs: Mapping[str, Any] | None = None,
 ) -> str | None:
     """Return the version of a dataset: ``delta:N``, ``files:COUNT:HASH``, or None for other tables."""
-    found = find_source(spark, source, filetype=filetype)
+    found = find_source(spark, source, filetype=filetype, extensions=extensions)
     if found.kind != "files":
         return delta_version(spark, found, read_kwargs)
     files = list_files(list(found.names), filetype=filetype, extensions=extensions)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from os import PathLike
 from pathlib import PurePosixPath
+from typing import Any
 
 from spark_dedup.errors import InputError, MissingInputError
 from spark_dedup.names import is_table_name
@@ -22,8 +24,10 @@ __all__ = [
     "endings_of",
     "is_small",
     "list_files",
+    "modified_ms",
     "named_paths",
     "no_such_path",
+    "outermost",
 ]
 
 Named = Location | Sequence[Location]
@@ -52,7 +56,7 @@ class FileInfo:
     Attributes:
         path: as NeMo Curator lists it: a local path absolute and without ``file:``, a remote one with its scheme.
         size: bytes.
-        modified_ms: modification time in milliseconds since 1970.
+        modified_ms: modification time in milliseconds since 1970; 0 where a store does not tell.
     """
 
     path: str
@@ -76,7 +80,7 @@ def list_files(
     """List the data files under paths, recursively, sorted by path.
 
     Names that Spark does not read - with a leading ``_`` or ``.`` - are left out. A path that is a file itself
-    is taken whatever its ending.
+    is taken whatever its ending; with such a name it is an error.
 
     Args:
         source: a path or paths.
@@ -89,11 +93,12 @@ def list_files(
     Raises:
         MissingInputError: when a path does not exist or holds no such file, or a file is a link that leads nowhere.
         InputError: when a Delta table lies below a path: its files hold deleted rows too; a linked folder holds the
-            link to it; for JSON lines that are packed in a way that is not read, unless ``extensions`` say what is.
+            link to it; for a path that is a file which Spark does not read; for JSON lines that are packed in a way
+            that is not read, unless ``extensions`` say what is.
     """
     endings = endings_of(filetype, extensions)
     fold = str.lower if ignore_case else str
-    unread = () if extensions else _UNREAD.get(filetype, ())
+    unread = _unread_endings(filetype, extensions)
     folded = tuple(map(fold, (*endings, *unread)))
 
     def wanted(name: str) -> bool:
@@ -108,6 +113,9 @@ def list_files(
         here = set(walk(path, wanted, by_spark))
         if not here:
             raise MissingInputError(f"no input files: {path} holds no file ending in {', '.join(endings)}")
+        unseen = by_spark and _hidden(PurePosixPath(path).name, by_spark, is_folder=False)
+        if unseen and any(file.path == path for file in here):
+            raise InputError(f"{path}: Spark reads no file whose name begins with '_' or '.': rename it")
         found |= here
     packed = sorted({file.path for file in found if file.path.endswith(unread)} - set(roots))
     if packed:
@@ -122,6 +130,28 @@ def endings_of(filetype: str, extensions: Sequence[str] | None) -> tuple[str, ..
     """Return the endings of files to take, with their dots: those asked for, else the filetype's own."""
     asked = (extensions,) if isinstance(extensions, str) else extensions
     return tuple(e if e.startswith(".") else f".{e}" for e in asked or EXTENSIONS[filetype])
+
+
+def _unread_endings(filetype: str, extensions: Sequence[str] | None) -> tuple[str, ...]:
+    return () if extensions else _UNREAD.get(filetype, ())
+
+
+def outermost(paths: Sequence[str], filetype: str, extensions: Sequence[str] | None) -> tuple[str, ...]:
+    """Return paths without those below others whose listing has their files: Spark would read them twice."""
+    endings = *endings_of(filetype, extensions), *_unread_endings(filetype, extensions)
+    above = {path: [other for other in paths if path.startswith(f"{other}/")] for path in paths}
+    others = [p for p in paths if above[p] and not any(_is_listed(p, folder, endings) for folder in above[p])]
+    return (*(path for path in paths if not above[path]), *others)
+
+
+def _is_listed(path: str, folder: str, endings: tuple[str, ...]) -> bool:
+    *folders, name = path.removeprefix(f"{folder}/").split("/")
+    fs, inner = filesystem(path)
+    is_folder = fs.isdir(inner)
+    hidden = any(_hidden(part, True, is_folder=True) for part in folders)
+    return (
+        not hidden and not _hidden(name, True, is_folder=is_folder) and (is_folder or name.endswith(endings))
+    )
 
 
 def check_there(source: Named) -> None:
@@ -179,9 +209,7 @@ def _walk_local(root: str, wanted: Callable[[str], bool], by_spark: bool) -> Ite
         with os.scandir(folders.pop()) as entries:
             for entry in entries:
                 if entry.name == "_delta_log" and _is_folder(entry):
-                    raise InputError(
-                        f"{os.path.dirname(entry.path)} below {root} is a Delta table: read it on its own"
-                    )
+                    raise _delta_below(root, os.path.dirname(entry.path))
                 is_folder = _is_folder(entry)
                 if _hidden(entry.name, by_spark, is_folder=is_folder):
                     continue
@@ -197,6 +225,10 @@ def _walk_local(root: str, wanted: Callable[[str], bool], by_spark: bool) -> Ite
                         )
                     stat = _stat(entry)
                     yield FileInfo(entry.path, stat.st_size, stat.st_mtime_ns // 1_000_000)
+
+
+def _delta_below(root: str, table: str) -> InputError:
+    return InputError(f"{table} below {root} is a Delta table: read it on its own")
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -233,10 +265,19 @@ def _walk_remote(root: str, wanted: Callable[[str], bool], by_spark: bool) -> It
     single = fs.isfile(inner)
     for path, info in fs.find(inner, detail=True).items():
         *folders, name = PurePosixPath(path[len(inner) :].lstrip("/")).parts or ("",)
-        hidden = any(_hidden(part, by_spark, is_folder=True) for part in folders)
+        seen = list(takewhile(lambda part: not _hidden(part, by_spark, is_folder=True), folders))
+        if "_delta_log" in folders[: len(seen) + 1]:
+            table = "/".join((root, *folders[: folders.index("_delta_log")]))
+            raise _delta_below(root, table)
+        hidden = len(seen) < len(folders)
         if single or (wanted(path) and not hidden and not _hidden(name, by_spark, is_folder=False)):
-            modified = info.get("LastModified") or info.get("mtime") or info.get("last_modified") or 0
-            seconds = modified.timestamp() if hasattr(modified, "timestamp") else float(modified)
             # A store's own name of a path may lack what Spark needs, such as HDFS's host or Azure's account.
             spelled = root + path[len(inner.rstrip("/")) :]
-            yield FileInfo(spelled, int(info["size"]), int(seconds * 1000))
+            yield FileInfo(spelled, int(info["size"]), modified_ms(info))
+
+
+def modified_ms(info: Mapping[str, Any]) -> int:
+    """Return when a file changed, by what fsspec tells of it, in milliseconds since 1970; 0 if it does not."""
+    modified = info.get("LastModified") or info.get("mtime") or info.get("last_modified") or 0
+    seconds = modified.timestamp() if hasattr(modified, "timestamp") else float(modified)
+    return int(seconds * 1000)

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,9 @@ from spark_dedup import runtime
 from spark_dedup.class_archive import archive_options
 from spark_dedup.connect import await_server, named_silence
 from spark_dedup.errors import InputError
+from spark_dedup.hadoop import instantiated_session
 from spark_dedup.java import java_options, joined, process_options
+from spark_dedup.launch import java_stderr
 from spark_dedup.paths import on_databricks
 from spark_dedup.settings import conf_of
 
@@ -46,6 +48,10 @@ DELTA_CONF = {
 DEVICES = ("auto", "cpu", "gpu")
 
 
+def _is_local(master: str | None) -> bool:
+    return master is None or master.startswith("local")
+
+
 def resolve_device(device: str = "auto", *, master: str | None = None) -> str:
     """Settle the device once, before any JVM starts.
 
@@ -63,7 +69,7 @@ def resolve_device(device: str = "auto", *, master: str | None = None) -> str:
         raise InputError(f"device must be one of {', '.join(DEVICES)}, not {device!r}")
     if device == "cpu":
         return "cpu"
-    local = master is None or master.startswith("local")
+    local = _is_local(master)
     if device == "gpu" and local and not runtime.has_gpu():
         raise InputError(
             'device="gpu", but nvidia-smi finds no GPU on this machine: use device="cpu" or "auto"'
@@ -73,11 +79,13 @@ def resolve_device(device: str = "auto", *, master: str | None = None) -> str:
     return "gpu"
 
 
-def describe_device(device: str = "auto") -> str:
-    """Return the device that would be used, and why."""
-    resolved = resolve_device(device)
+def describe_device(device: str = "auto", *, master: str | None = None) -> str:
+    """Return the device that would be used under a master, and why."""
+    resolved = resolve_device(device, master=master)
     if device != "auto":
         return f"{resolved}, as asked for"
+    if not _is_local(master):
+        return f'{resolved}, as a cluster has GPUs only where the session or device="gpu" says so'
     return f"{resolved}, as nvidia-smi finds {'a' if resolved == 'gpu' else 'no'} GPU on this machine"
 
 
@@ -96,7 +104,8 @@ def build_session(
 
     Args:
         app_name: name in the Spark UI.
-        device: ``"auto"`` takes a GPU when this machine has one.
+        device: ``"auto"`` takes a GPU when this machine has one. Where the session belongs to its environment, that
+            settles it, and ``"gpu"`` is only checked, of a local master.
         master: Spark master.
         conf: settings that win over ours.
 
@@ -104,7 +113,8 @@ def build_session(
         InputError: no Java, no Spark, no GPU where one is asked for, versions that do not work together, or a
             Spark Connect server that does not answer.
     """
-    resolved = resolve_device(device, master=master)
+    given = _session_is_given()
+    resolved = resolve_device(device, master="given" if given else master)
     version = runtime.ensure_pyspark()
     from pyspark.sql import SparkSession
 
@@ -113,7 +123,7 @@ def build_session(
     # pyspark repeats every error as JSON on stderr before raising it.
     logging.getLogger("DataFrameQueryContextLogger").setLevel(logging.CRITICAL)
     settings: dict[str, str] = {}
-    if not _session_is_given():
+    if not given:
         java = runtime.ensure_java()
         settings = _local_settings(version, resolved, master, java)
     settings.update({k: str(v) for k, v in (conf or {}).items()})
@@ -121,21 +131,28 @@ def build_session(
     for key, value in settings.items():
         builder = builder.config(key, value)
     await_server()
-    with _no_java_chatter(), named_silence():
+    with java_stderr(), named_silence():
         session: SparkSession = builder.getOrCreate()
+    if given and not is_connect(session):
+        resolve_device(device, master=conf_of(session, "spark.master", "local"))
     return session
 
 
 def active_or_build(
     spark: SparkSession | None, *, device: str = "auto", conf: Mapping[str, Any] | None = None
 ) -> SparkSession:
-    """Return the given session, else the active one, else a new one, of ``device`` and with ``conf``."""
+    """Return the given session, else the process's own, else a new one, of ``device`` and with ``conf``."""
     if spark is not None:
         return spark
     runtime.ensure_pyspark()
+    return _present_session() or build_session(device=device, conf=conf)
+
+
+def _present_session() -> SparkSession | None:
+    """Return the thread's active session, else the process's: threads of a pool have no active one."""
     from pyspark.sql import SparkSession
 
-    return SparkSession.getActiveSession() or build_session(device=device, conf=conf)
+    return SparkSession.getActiveSession() or instantiated_session()
 
 
 def _session_is_given() -> bool:
@@ -176,6 +193,8 @@ def _gpu_settings(jars: list[Path]) -> dict[str, str]:
         "spark.plugins": "com.nvidia.spark.SQLPlugin",
         "spark.driver.extraClassPath": str(next(jar for jar in jars if jar.name.startswith("rapids"))),
         "spark.rapids.sql.enabled": "true",
+        # Its report on what runs on the CPU is for those who ask.
+        "spark.rapids.sql.explain": "NONE",
         # A query that the plugin's planner breaks on runs on the CPU, instead of failing the job.
         "spark.rapids.sql.suppressPlanningFailure": "true",
         "spark.rapids.sql.concurrentGpuTasks": "2",
@@ -193,23 +212,6 @@ def _total_memory_gib() -> int:
     with contextlib.suppress(OSError, ValueError):
         total = min(total, int(limit.read_text("ascii")))
     return int(total) >> 30
-
-
-@contextlib.contextmanager
-def _no_java_chatter() -> Iterator[None]:
-    """Hide what the launcher prints before logging is set up; errors still raise."""
-    try:
-        saved = os.dup(2)
-    except OSError:
-        yield
-        return
-    with open(os.devnull, "w", encoding="utf-8") as sink:
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
 
 
 def is_connect(spark: SparkSession) -> bool:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from spark_dedup.datasets import Source, table_format
 from spark_dedup.errors import InputError, first_line
-from spark_dedup.ids.batches import hash_files, named_few
+from spark_dedup.ids.batches import hash_files, named_few, spellings
 from spark_dedup.ids.files import has_row_index
 from spark_dedup.listing import list_files
 from spark_dedup.names import is_table_name, path_relation, quote_name, split_name
 from spark_dedup.paths import normalise_path
+from spark_dedup.stores import is_s3
 from spark_dedup.tables import ID, quote
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ __all__ = ["id_ranges_query", "numbered_query", "registry_relation"]
 
 # Spark spells the path as an encoded URI, the registry as a plain path; + is no blank in a path.
 _PATH = "regexp_replace(url_decode(replace({file}, '+', '%2B')), '^file:/+', '/')"
+_SPELLED = "regexp_replace({path}, '^s3a?://', '{scheme}://')"
 _DIGEST = f"sha1(concat(unhex('{uuid.NAMESPACE_URL.hex}'), encode({{path}}, 'UTF-8')))"
 # UUID version 5: the digest's first 16 bytes, with version and variant in their places.
 _KEY = (
@@ -85,21 +87,33 @@ def numbered_query(
             f"SQL cannot number the rows of {relation}: {why}; {mend}, or name a column of ids as id_field"
         )
     registry = registry_relation(location)
-    by_key = _check_known(spark, _source_paths(df, source, filetype), registry)
+    paths = _source_paths(df, source, filetype)
+    by_key = _check_known(spark, paths, registry)
     shown = [f"d.{quote(name)}" for name in df.columns if name.lower() != ID]
     path, row = _PATH.format(file="d._metadata.file_path"), "d._metadata.row_index"
-    # Hashing every row's path is for imported registries, which name keys only.
-    known, wanted = ("key", _KEY.format(h=_DIGEST.format(path=path))) if by_key else ("files[0]", path)
+    known, wanted = _names(path, by_key=by_key, on_s3=any(map(is_s3, paths)))
     ranges = (
         f"SELECT {known} AS name, min_id, max_id FROM {registry} WHERE coalesce(size(files), -1) IN (-1, 1)"
     )
+    joined = [f"r{i}" for i in range(len(wanted))]
+    first, last = (f"coalesce({', '.join(f'{r}.{name}' for r in joined)})" for name in ("min_id", "max_id"))
     made = (
-        f"CASE WHEN {row} <= r.max_id - r.min_id THEN r.min_id + {row} ELSE CAST(raise_error(concat("
+        f"CASE WHEN {row} <= {last} - {first} THEN {first} + {row} ELSE CAST(raise_error(concat("
         f"'no ids are registered for a row of a file that is new or has grown: ', {path})) AS BIGINT) END"
     )
+    joins = " ".join(f"LEFT JOIN ({ranges}) r{i} ON {name} = r{i}.name" for i, name in enumerate(wanted))
     return (
-        f"SELECT /*+ BROADCAST(r) */ {', '.join([*shown, f'{made} AS {quote(ID)}'])} "
-        f"FROM {relation} d LEFT JOIN ({ranges}) r ON {wanted} = r.name"
+        f"SELECT /*+ BROADCAST({', '.join(joined)}) */ {', '.join([*shown, f'{made} AS {quote(ID)}'])} "
+        f"FROM {relation} d {joins}"
+    )
+
+
+def _names(path: str, *, by_key: bool, on_s3: bool) -> tuple[str, list[str]]:
+    """Return by what a registry names a file, in SQL, and what a row's path may be named there."""
+    ways = [_SPELLED.format(path=path, scheme=scheme) for scheme in ("s3", "s3a")] if on_s3 else [path]
+    # Hashing every row's path is for imported registries, which name keys only.
+    return (
+        ("key", [_KEY.format(h=_DIGEST.format(path=way)) for way in ways]) if by_key else ("files[0]", ways)
     )
 
 
@@ -110,8 +124,9 @@ def _check_known(spark: SparkSession, paths: Collection[str], registry: str) -> 
     except Exception as error:
         raise InputError(f"cannot read the id registry {registry}: {first_line(error)}") from error
     imported = {row[0]: row[1] for row in rows}
-    keys = {path: hash_files(path) for path in paths}
-    unknown = [path for path, key in keys.items() if key not in imported]
+    ways = {path: [hash_files(way) for way in spellings(path)] for path in paths}
+    keys = {path: next((key for key in ways[path] if key in imported), None) for path in paths}
+    unknown = [path for path, key in keys.items() if key is None]
     if unknown:
         raise InputError(
             f"{len(unknown)} of {len(keys)} files have no id range of their own in the id registry {registry}: "
@@ -119,4 +134,4 @@ def _check_known(spark: SparkSession, paths: Collection[str], registry: str) -> 
             "TextDuplicatesRemovalWorkflow if their ids were given to several files at once; or name a column of "
             "ids as id_field"
         )
-    return any(imported[key] for key in keys.values())
+    return any(imported[key] for key in keys.values() if key is not None)

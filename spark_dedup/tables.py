@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from pyspark.sql import functions as F
-
 from spark_dedup.errors import InputError
 from spark_dedup.settings import conf_of
 
@@ -39,11 +37,15 @@ def quote(name: str) -> str:
 
 def col(name: str) -> Column:
     """Return the top-level column called exactly ``name``, whatever characters it holds."""
+    from pyspark.sql import functions as F
+
     return F.col(quote(name))
 
 
 def id_text(df: DataFrame, name: str) -> Column:
     """Return the ids in a column as text: bytes, which may be no UTF-8, as hexadecimal digits."""
+    from pyspark.sql import functions as F
+
     return F.hex(col(name)) if dict(df.dtypes)[name] == "binary" else col(name).cast("string")
 
 
@@ -55,6 +57,8 @@ def have_char(*columns: tuple[DataFrame, str]) -> bool:
 
 def as_compared(*ids: tuple[DataFrame, str]) -> Callable[[Column], Column]:
     """Return what ids are compared by: where one of them is a CHAR, blanks at the end do not count, as in SQL."""
+    from pyspark.sql import functions as F
+
     return F.rtrim if have_char(*ids) else lambda column: column
 
 
@@ -74,6 +78,8 @@ def file_and_start(rows: DataFrame) -> tuple[Column, Column]:
 
     Unity Catalog takes the functions for neither: there, and only there, hidden columns tell, which a GPU lacks.
     """
+    from pyspark.sql import functions as F
+
     named = F.input_file_name(), F.input_file_block_start()
     try:
         rows.select(*named).columns  # noqa: B018 - a Connect session looks only now

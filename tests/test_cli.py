@@ -189,7 +189,7 @@ def test_dry_run_touches_nothing(spark, docs, tmp_path, capsys):
 )
 def test_bad_input_is_one_line_and_exit_2(spark, docs, tmp_path, capsys, monkeypatch, args, said):
     monkeypatch.setattr("spark_dedup.runtime.has_gpu", lambda: False)
-    monkeypatch.setattr("pyspark.sql.SparkSession.getActiveSession", lambda: None if "gpu" in args else spark)
+    monkeypatch.setattr("spark_dedup.session._present_session", lambda: None if "gpu" in args else spark)
     code, _, stderr = run(capsys, *[a.format(tmp=tmp_path, docs=docs) for a in args])
     assert code == 2
     assert said in stderr
@@ -216,9 +216,7 @@ def test_bad_input_is_one_line_and_exit_2(spark, docs, tmp_path, capsys, monkeyp
     ],
 )
 def test_absent_paths_are_told_before_a_session_starts(docs, tmp_path, capsys, monkeypatch, args):
-    monkeypatch.setattr(
-        "pyspark.sql.SparkSession.getActiveSession", lambda: pytest.fail("a session is sought")
-    )
+    monkeypatch.setattr("spark_dedup.session._present_session", lambda: pytest.fail("a session is sought"))
     code, _, stderr = run(capsys, *[a.format(tmp=tmp_path, docs=docs) for a in args])
     assert (code, stderr) == (2, f"spark-dedup: no such path: {tmp_path}/absent\n")
 

@@ -104,6 +104,26 @@ def test_remote_files_of_a_bucket():
     fs.rm("/listed", recursive=True)
 
 
+@pytest.mark.parametrize("root", ["{tmp_path}", "memory://bucket"])
+def test_a_delta_table_below_a_folder_is_named_on_any_store(tmp_path, store, root):
+    """Its files hold the rows that the log removed, too."""
+    root = root.format(tmp_path=tmp_path)
+    fs, inner = fsspec.core.url_to_fs(root)
+
+    def put(name):
+        fs.makedirs(os.path.dirname(f"{inner}/{name}"), exist_ok=True)
+        fs.pipe_file(f"{inner}/{name}", b"12")
+
+    put("docs/a.parquet")
+    put("docs/_old/t/_delta_log/00000000000000000000.json")  # Spark reads nothing below _old
+    assert [file.path for file in list_files(f"{root}/docs")] == [f"{root}/docs/a.parquet"]
+    put("docs/sub/t/b.parquet")
+    put("docs/sub/t/_delta_log/00000000000000000000.json")
+    for named, by_spark in (("docs", True), ("docs/sub/t", True), ("docs", False)):
+        with pytest.raises(InputError, match=f"t below {root}/{named} is a Delta table: read it on its own"):
+            list_files(f"{root}/{named}", by_spark=by_spark)
+
+
 @pytest.mark.parametrize(
     ("name", "is_table"),
     [
@@ -218,6 +238,49 @@ def test_sources(spark, tmp_path):
     os.rename(tmp_path / "b" / "y.parquet", tmp_path / "b" / "y.data")
     both = read_dataset(spark, [tmp_path / "a", tmp_path / "b" / "y.data"])
     assert sorted(row[0] for row in both.collect()) == [1, 2]
+
+
+def test_what_is_named_beside_its_folder_is_read_once(spark, tmp_path):
+    """A folder's own listing takes neither another ending nor what lies in a folder that begins with ``_``."""
+    for number, name in enumerate(("a.parquet", "b.data", "_more/c.parquet", "sub/d.parquet")):
+        write(tmp_path / "d" / name, a=[number])
+
+    def read(*names, **kwargs):
+        return sorted(
+            row["a"] for row in read_dataset(spark, [tmp_path / n for n in names], **kwargs).collect()
+        )
+
+    assert read("d") == [0, 3]
+    assert read("d/b.data", "d") == [0, 1, 3]
+    assert read("d", "d/_more", "d/_more/c.parquet") == [0, 2, 3]
+    assert read("d", "d/_more/c.parquet", "d/b.data") == [0, 1, 2, 3]
+    assert read("d", "d/sub", "d/sub/d.parquet", "d/a.parquet") == [0, 3]
+    assert read("d", "d/b.data", extensions=[".data"]) == [1]
+    with pytest.raises(MissingInputError, match=r"no such path: .*d/gone\.parquet"):
+        read("d", "d/gone.parquet")
+
+
+def test_a_file_beside_its_partition_folders_keeps_their_columns(spark, tmp_path):
+    write(tmp_path / "p" / "year=2024" / "x.parquet", a=[1])
+    write(tmp_path / "p" / "year=2025" / "y.data", a=[2])
+    write(tmp_path / "q" / "year=2026" / "z.parquet", a=[3])
+    named = [tmp_path / "p", tmp_path / "p" / "year=2025" / "y.data"]
+    assert sorted(map(tuple, read_dataset(spark, named).collect())) == [(1, 2024), (2, 2025)]
+    with pytest.raises(InputError, match="each have partition folders"):
+        read_dataset(spark, [*named, tmp_path / "q"])
+
+
+@pytest.mark.parametrize("name", ["_x.parquet", ".x.parquet"])
+def test_a_file_that_spark_does_not_read_is_refused(spark, tmp_path, store, name):
+    write(tmp_path / "a.parquet", a=[1])
+    write(tmp_path / name, a=[2])
+    for named in ([tmp_path / name], [tmp_path / "a.parquet", tmp_path / name], [tmp_path, tmp_path / name]):
+        with pytest.raises(InputError, match=f"{name}: Spark reads no file whose name begins with"):
+            read_dataset(spark, named)
+    store.pipe_file(f"/b/{name}", b"12")
+    with pytest.raises(InputError, match=f"{name}: Spark reads no file whose name begins with"):
+        list_files(f"memory://b/{name}")
+    assert len(list_files(tmp_path / name, by_spark=False)) == 1
 
 
 def test_partition_folders(spark, tmp_path):

@@ -1,13 +1,24 @@
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from pyspark.sql import SparkSession
+from sessions import needs_classic
 
 from spark_dedup import java, runtime, session
 from spark_dedup.errors import InputError
 from spark_dedup.ids.splits import on_gpu
-from spark_dedup.session import build_session, require_delta, resolve_device, task_slots
+from spark_dedup.session import (
+    active_or_build,
+    build_session,
+    require_delta,
+    resolve_device,
+    session_key,
+    task_slots,
+)
 from spark_dedup.settings import VECTORIZED, change, conf_of, parquet_as_it_is, settings
+from spark_dedup.workflows import recording
+from spark_dedup.workflows.planning import plan_of
 
 
 def test_delta_round_trip(spark, tmp_path):
@@ -27,6 +38,54 @@ def test_gpu_without_gpu_fails_before_the_jvm(monkeypatch):
 def test_unknown_device():
     with pytest.raises(InputError, match="auto, cpu, gpu"):
         resolve_device("tpu")
+
+
+def telling(conf):
+    """A session that tells these settings."""
+    return types.SimpleNamespace(
+        conf=types.SimpleNamespace(get=lambda key, default=None: conf.get(key, default))
+    )
+
+
+PLUGIN = {"spark.plugins": "com.nvidia.spark.SQLPlugin"}
+
+
+@pytest.mark.parametrize(
+    ("conf", "device", "exact", "semantic", "plan"),
+    [
+        ({"spark.master": "yarn"}, "gpu", "cpu", "gpu", "gpu, as asked for"),
+        ({"spark.master": "yarn"}, "auto", "cpu", "cpu", "cpu, as a cluster has GPUs only where"),
+        ({"spark.master": "yarn", **PLUGIN}, "gpu", "gpu", "gpu", "gpu, as the session"),
+        ({"spark.master": "k8s://h", **PLUGIN}, "auto", "gpu", "gpu", "gpu, as the session"),
+        ({"spark.master": "local[2]"}, "auto", "cpu", "cpu", "cpu, as nvidia-smi finds no GPU"),
+        ({**PLUGIN, "spark.rapids.sql.mode": "explainOnly"}, "auto", "cpu", "cpu", "cpu, as nvidia-smi"),
+    ],
+)
+def test_the_device_is_the_sessions(monkeypatch, conf, device, exact, semantic, plan):
+    """The driver of a cluster needs no GPU of its own."""
+    monkeypatch.setattr("spark_dedup.runtime.has_gpu", lambda: False)
+    session = telling(conf)
+    assert [recording._device_of(session, method, device) for method in ("exact", "semantic")] == [
+        exact,
+        semantic,
+    ]
+    found = types.SimpleNamespace(source="docs", files=[], num_bytes=0, num_rows=None)
+    result = plan_of(session, "job", found, work={}, device=device, writes=[], settings={})
+    assert result["device"].startswith(plan)
+
+
+@needs_classic("master of its own")
+@pytest.mark.parametrize("master", ["yarn", "local[2]"])
+def test_a_given_session_says_whether_this_machine_needs_a_gpu(spark, monkeypatch, master):
+    """A job submitted to a cluster is not asked for a GPU of its driver, one that is local is."""
+    monkeypatch.setattr("spark_dedup.runtime.has_gpu", lambda: False)
+    monkeypatch.setattr(session, "_session_is_given", lambda: True)
+    monkeypatch.setattr(session, "conf_of", lambda spark, key, default="": master)
+    if master == "yarn":
+        assert build_session(device="gpu").range(3).count() == 3
+    else:
+        with pytest.raises(InputError, match="nvidia-smi finds no GPU"):
+            build_session(device="gpu")
 
 
 class Untold:
@@ -51,9 +110,7 @@ def test_a_setting_that_a_session_does_not_tell_is_its_default(spark):
 
 def test_delta_is_asked_for_but_of_databricks(monkeypatch):
     told = {}
-    session = types.SimpleNamespace(
-        conf=types.SimpleNamespace(get=lambda key, default=None: told.get(key, default))
-    )
+    session = telling(told)
     with pytest.raises(InputError, match="no Delta"):
         require_delta(session)
     monkeypatch.setenv("DATABRICKS_RUNTIME_VERSION", "client.4.1")
@@ -120,6 +177,19 @@ def test_what_a_job_needs_stays_when_another_ends(spark):
             change(spark, VECTORIZED, "false")
         assert spark.conf.get(VECTORIZED) == "false"
     assert spark.conf.get(VECTORIZED) == before
+
+
+def test_a_job_in_a_thread_of_a_pool_takes_the_session_as_it_is(spark):
+    names = ("spark.sql.shuffle.partitions", "spark.sql.files.maxPartitionBytes")
+    spark.conf.set(names[1], "77m")
+    before = [spark.conf.get(name) for name in names]
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            taken = pool.submit(active_or_build, None).result()
+        assert session_key(taken) == session_key(spark)
+        assert [spark.conf.get(name) for name in names] == before
+    finally:
+        spark.conf.unset(names[1])
 
 
 def test_task_slots(spark):

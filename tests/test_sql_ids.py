@@ -10,7 +10,7 @@ from ledger_rows import run
 from sessions import another
 
 from spark_dedup import CURATOR_DEDUP_ID_STR as ID
-from spark_dedup import ExactDeduplicationWorkflow
+from spark_dedup import ExactDeduplicationWorkflow, sql_ids
 from spark_dedup.errors import InputError
 from spark_dedup.ids.registry import IdRegistry
 from spark_dedup.ledger import write_run
@@ -83,6 +83,15 @@ def test_an_imported_registry_knows_files_by_key(spark, tmp_path, folder, views)
         ("b", 8),
         ("c", 4),
     }
+
+
+@pytest.mark.parametrize("path", ["s3a://b/a.parquet", "s3://b/a.parquet"])
+def test_files_on_s3_are_named_as_curator_does_and_as_spark_does(spark, path):
+    ways = ["s3://b/a.parquet", "s3a://b/a.parquet"]
+    keys = [str(uuid.uuid5(uuid.NAMESPACE_URL, way)) for way in ways]
+    for by_key, named in ((False, ("files[0]", ways)), (True, ("key", keys))):
+        known, wanted = sql_ids._names(f"'{path}'", by_key=by_key, on_s3=True)
+        assert (known, list(spark.sql(f"SELECT {', '.join(wanted)}").first())) == named
 
 
 def test_files_without_ids_are_named(spark, tmp_path, folder):

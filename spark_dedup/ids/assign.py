@@ -159,7 +159,7 @@ def documents(
     """
     if on_bad_lines not in ("error", "skip"):
         raise InputError(f'on_bad_lines must be "error" or "skip", not {on_bad_lines!r}')
-    source = find_source(spark, path, filetype=filetype)
+    source = find_source(spark, path, filetype=filetype, extensions=extensions)
     if source.kind != "files":
         df = read_dataset(spark, path, filetype=filetype, read_kwargs=read_kwargs)
         return _table_documents(spark, df, _kept(df.columns, columns, source), registry, register_new)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+import re
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -21,12 +22,14 @@ __all__ = [
     "as_count",
     "hash_files",
     "named_few",
+    "spellings",
     "stale_error",
 ]
 
 Files: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 NAMED = 5
+_S3 = re.compile(r"^s3a?://")
 
 
 class StaleBatchError(InputError):
@@ -69,6 +72,16 @@ def hash_files(files: Files) -> str:
         files: one path, or the paths of a batch.
     """
     return str(uuid.uuid5(uuid.NAMESPACE_URL, ";".join(_as_paths(files))))
+
+
+def spellings(files: Files) -> list[tuple[str, ...]]:
+    """Return the paths of a batch as a key may spell them, the one that new keys get first.
+
+    Of S3 that is Curator's, ``s3://``; ``s3a://`` is Spark's, and stands in older registries.
+    """
+    paths = _as_paths(files)
+    ways = [tuple(_S3.sub(scheme, path) for path in paths) for scheme in ("s3://", "s3a://")]
+    return list(dict.fromkeys(ways))
 
 
 def _as_paths(files: Files) -> tuple[str, ...]:
@@ -161,7 +174,8 @@ class BatchIds(ABC):
         """
         if (files is None) == (key is None):
             raise InputError("give exactly one of files and key")
-        found = self._range(key if key is not None else hash_files(files or ()))
+        keys = [hash_files(way) for way in spellings(files or ())] if key is None else [key]
+        found = next((ids for ids in map(self._range, keys) if ids is not None), None)
         if found is None:
             what = f"key {key!r}" if files is None else f"files {named_few(_as_paths(files)) or '[]'}"
             raise UnknownBatchError(f"no ids are registered for {what}")

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from spark_dedup.errors import InputError, UnknownBatchError
-from spark_dedup.ids.batches import Batch, hash_files, named_few
+from spark_dedup.ids.batches import Batch, hash_files, named_few, spellings
 from spark_dedup.ids.counting import CountRows
 from spark_dedup.ids.generator import IdGenerator
 from spark_dedup.ids.registry import IdRegistry
 from spark_dedup.ids.rows import Entry, raise_if_stale
-from spark_dedup.listing import FileInfo
+from spark_dedup.listing import FileInfo, modified_ms
 from spark_dedup.paths import filesystem, is_local, normalise_path
 from spark_dedup.tables import hidden_metadata
 
@@ -54,17 +54,23 @@ def file_ranges(
         StaleBatchError: naming files that changed since they were registered.
         UnknownBatchError: naming unknown files, when ``register_new`` is False.
     """
-    batches = {hash_files([file.path for file in group]): tuple(group) for group in groups}
-    known = _lookup(registry, list(batches))
+    spelled = [{hash_files(way): way for way in spellings([file.path for file in group])} for group in groups]
+    known = _lookup(registry, [key for ways in spelled for key in ways])
+    keys = [next((key for key in ways if key in known), next(iter(ways))) for ways in spelled]
+    batches = dict(zip(keys, map(tuple, groups), strict=True))
+    names = {key: ways[key] for key, ways in zip(keys, spelled, strict=True)}
     unknown = [batch[0].path for key, batch in batches.items() if key not in known]
     if unknown and not register_new:
         raise UnknownBatchError(
             f"the id registry does not know {len(unknown)} of {len(batches)} batches of files: {named_few(unknown)}"
             "; were files batched together (NeMo Curator), give its input_files_per_partition or input_blocksize"
         )
-    raise_if_stale((_batch(batches[key], known[key].count), known[key]) for key in batches if key in known)
+    known = {key: entry for key, entry in known.items() if key in batches}
+    raise_if_stale((_batch(names[key], batches[key], entry.count), entry) for key, entry in known.items())
     counts = _count(batches, known, count_rows)
-    counted = [_batch(batch, sum(counts[file.path] for file in batch)) for batch in batches.values()]
+    counted = [
+        _batch(names[key], batch, sum(counts[file.path] for file in batch)) for key, batch in batches.items()
+    ]
     if isinstance(registry, IdRegistry):
         firsts = registry.register(counted)
     else:
@@ -95,12 +101,12 @@ def _lookup(registry: IdRegistry | IdGenerator, keys: Sequence[str]) -> dict[str
     return {key: Entry(key, *ranges[key], None, None) for key in keys if key in ranges}
 
 
-def _batch(files: Sequence[FileInfo], count: int) -> Batch:
+def _batch(names: tuple[str, ...], files: Sequence[FileInfo], count: int) -> Batch:
     return Batch(
-        tuple(file.path for file in files),
+        names,
         count,
         sum(file.size for file in files),
-        max((file.modified_ms for file in files), default=None),
+        max((file.modified_ms for file in files), default=0) or None,
     )
 
 
@@ -170,5 +176,6 @@ def table_files(df: DataFrame) -> list[tuple[FileInfo, ...]]:
             files.append((FileInfo(path, stat.st_size, stat.st_mtime_ns // 1_000_000),))
         else:
             fs, inner = filesystem(path)
-            files.append((FileInfo(path, fs.size(inner), 0),))
+            info = fs.info(inner)
+            files.append((FileInfo(path, int(info["size"]), modified_ms(info)),))
     return files

@@ -21,6 +21,7 @@ from spark_dedup.ids.batches import (
     as_count,
     hash_files,
     named_few,
+    spellings,
 )
 from spark_dedup.ids.generator import read_state, write_state
 from spark_dedup.ids.rows import ORIGIN, Entry, origin_rows, raise_if_stale, state_rows
@@ -113,7 +114,7 @@ class IdRegistry(BatchIds):
     @classmethod
     def from_disk(
         cls,
-        spark: SparkSession,
+        spark: SparkSession | None,
         path: str | os.PathLike[str],
         location: str | os.PathLike[str],
         storage_options: Mapping[str, Any] | None = None,
@@ -237,7 +238,7 @@ def others_registered(spark: SparkSession, location: str, files: Iterable[str]) 
     """Return whether the registry in a folder knows other batches than these files; True where it cannot tell."""
     if not exists(f"{location}/_delta_log"):
         return False
-    own = {hash_files([file]) for file in files}
+    own = {hash_files(way) for file in files for way in spellings(file)}
     try:
         return not IdRegistry.open(spark, location)._state()[1].keys() <= own
     except Exception as error:  # of the failing job's session, too

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from spark_dedup.errors import InputError
 from spark_dedup.ids.batches import Batch, stale_error
+from spark_dedup.paths import is_local
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -134,12 +135,18 @@ def raise_if_stale(pairs: Iterable[tuple[Batch, Entry]]) -> None:
 
 def _changes(batch: Batch, entry: Entry) -> str | None:
     """Say what changed of a batch since it was registered, as far as both tell; None when nothing did."""
+    modified_ms = entry.modified_ms or None  # older registries say 0 where no time was told
+    if modified_ms and batch.modified_ms and not all(map(is_local, batch.files)):
+        # Some stores tell the milliseconds in a list of files, and leave them out where one is asked for.
+        in_seconds = modified_ms // 1000 == batch.modified_ms // 1000
+        if in_seconds and 0 in (modified_ms % 1000, batch.modified_ms % 1000):
+            modified_ms = None
     told = [
         f"{then} {what} then, {now} now"
         for what, then, now in (
             ("rows", entry.count, batch.count),
             ("bytes", entry.size, batch.size),
-            ("ms modification time", entry.modified_ms, batch.modified_ms),
+            ("ms modification time", modified_ms, batch.modified_ms),
         )
         if then is not None and now is not None and then != now
     ]

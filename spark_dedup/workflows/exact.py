@@ -246,6 +246,7 @@ class ExactDeduplicationWorkflow:
         writes += [f"{output}/{GENERATOR_FILE}"] if self.assign_id else []
         writes += [f"{output}/{REMOVED_FOLDER}"] if self.perform_removal else []
         return plan_of(
+            session,
             "exact_deduplication",
             found,
             # Shuffled are two longs, an id, the md5's 32 digits where rows are kept, and Spark's row header.

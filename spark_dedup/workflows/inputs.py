@@ -100,7 +100,7 @@ def inspect_input(
         MissingInputError: no such path, or no files.
         InputError: unsupported filetype, unreadable files, another schema.
     """
-    found = find_source(spark, source, filetype=filetype)
+    found = find_source(spark, source, filetype=filetype, extensions=extensions)
     if found.kind == "table":
         location = _location_of(spark, found.names[0])
         return JobInput(found, [], None, () if location is None else (location,))
@@ -195,7 +195,7 @@ def read_input(
     Raises:
         InputError: malformed JSON lines, by file and line; and as ``read_dataset``.
     """
-    found = find_source(spark, source, filetype=filetype)
+    found = find_source(spark, source, filetype=filetype, extensions=extensions)
     if filetype != "jsonl" or found.kind != "files":
         return read_dataset(
             spark,

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from spark_dedup.ids.splits import on_gpu
 from spark_dedup.session import describe_device
+from spark_dedup.settings import conf_of
 from spark_dedup.workflows.inputs import JobInput
 from spark_dedup.workflows.result import WorkflowResult
 
-__all__ = ["plan_of"]
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+__all__ = ["plan_of", "plugin_computes"]
 
 
 def plan_of(
+    spark: SparkSession,
     name: str,
     found: JobInput,
     *,
@@ -24,6 +30,7 @@ def plan_of(
     """Return the plan of a job.
 
     Args:
+        spark: the session.
         name: the job's name.
         found: its input, looked at.
         work: what it would do: sizes of shuffles, numbers of multiplications.
@@ -31,6 +38,9 @@ def plan_of(
         writes: folders and files.
         settings: arguments and Spark settings that bear on the size of a task.
     """
+    where = describe_device(device, master=conf_of(spark, "spark.master", "local"))
+    if plugin_computes(spark):
+        where = "gpu, as the session has the RAPIDS plugin"
     return WorkflowResult(
         f"{name} (plan)",
         {
@@ -39,8 +49,13 @@ def plan_of(
             "bytes": found.num_bytes or None,
             "rows": found.num_rows,
             **work,
-            "device": describe_device(device),
+            "device": where,
             "writes": ", ".join(writes),
             "settings": ", ".join(f"{key}={value}" for key, value in settings.items()) or None,
         },
     )
+
+
+def plugin_computes(spark: SparkSession) -> bool:
+    """Return whether RAPIDS runs the queries of a session, and does not only explain them."""
+    return on_gpu(spark) and conf_of(spark, "spark.rapids.sql.mode").lower() != "explainonly"

@@ -12,7 +12,7 @@ from spark_dedup.limits import SafetyStopError
 from spark_dedup.listing import Named
 from spark_dedup.paths import Location
 from spark_dedup.progress import job_progress
-from spark_dedup.session import resolve_device
+from spark_dedup.workflows.planning import plugin_computes
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -74,10 +74,21 @@ def record_run(
         times={
             name: value for name, value in metadata.items() if name.endswith("_time") and name != "total_time"
         },
-        device=resolve_device(device),
+        device=_device_of(spark, method, device),
         status=DONE if stop is None else STOPPED,
         message=None if stop is None else str(stop),
     )
     with job_progress(spark, "writing the ledger"):
         written = write_run(spark, ledger, run, rows)
     return {"ledger": written.location, "run_id": run.run_id}
+
+
+def _device_of(spark: SparkSession, method: str, device: str) -> str:
+    """Return where a run was computed: by Spark, and k-means and pairwise also by the tasks' own means."""
+    if plugin_computes(spark):
+        return "gpu"
+    if method != "semantic":
+        return "cpu"
+    from spark_dedup.semantic.gpu import fit_device
+
+    return fit_device(spark, device)

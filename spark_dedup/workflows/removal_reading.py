@@ -124,8 +124,9 @@ def _lines(
     """Return JSON lines with their ids, without those that are malformed and may be left out."""
     from pyspark.sql import functions as F
 
-    source = find_source(spark, named, filetype="jsonl")
-    text = read_files(spark.read, source, "jsonl", job.input_file_extensions, as_text=True)
+    extensions = job.input_file_extensions
+    source = find_source(spark, named, filetype="jsonl", extensions=extensions)
+    text = read_files(spark.read, source, "jsonl", extensions, as_text=True)
     rows = jsonl.lines(text)
     if job.on_bad_lines == "skip":
         rows = rows.where(F.col(jsonl.BAD).isNull())

@@ -218,6 +218,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             counts = read_dataset(session, folders[0]).groupBy("centroid").count().collect()
             sizes = [int(row["count"]) for row in counts]
         return plan_of(
+            session,
             "semantic_deduplication",
             found,
             work={

@@ -371,3 +371,37 @@ def test_killed_processes_leave_no_gap_and_run_again(place, spawn):
     again.join(60)
     after = check_ranges(place)
     assert before.items() <= after.items()
+
+
+WITHOUT_SPARK = """
+import sys
+sys.modules["pyspark"] = None  # any import of it fails
+import spark_dedup
+from spark_dedup import IdGenerator, IdRegistry, StaleBatchError
+
+batches = [("a.parquet", 30), (["b.parquet", "c.parquet"], 20)]
+assert IdGenerator().register_batches(batches) == [0, 30]
+registry = IdRegistry.open(None, sys.argv[1] + "/registry")
+assert registry.register_batches(batches) == [0, 30]
+registry.to_disk(sys.argv[1] + "/ids.json")
+assert IdGenerator.from_disk(sys.argv[1] + "/ids.json").get_batch_range("a.parquet") == (0, 29)
+assert IdRegistry.from_disk(None, sys.argv[1] + "/ids.json", sys.argv[1] + "/other").next_id == 50
+for work in (lambda: registry.register_batch("a.parquet", 31), lambda: IdRegistry.open(None, "a.table"),
+             lambda: spark_dedup.identify_exact):
+    try:
+        work()
+    except ValueError as error:
+        print(f"{type(error).__name__}: {error}")
+"""
+
+
+def test_ids_need_no_spark(tmp_path):
+    env = {name: value for name, value in os.environ.items() if name != "SPARK_HOME"}
+    ran = subprocess.run(
+        [sys.executable, "-c", WITHOUT_SPARK, tmp_path], capture_output=True, text=True, timeout=120, env=env
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    stale, needed, none = ran.stdout.splitlines()
+    assert stale.startswith("StaleBatchError: changed since")
+    assert "this needs a Spark session" in needed
+    assert "no Spark found" in none
