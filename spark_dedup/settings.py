@@ -14,7 +14,7 @@ from spark_dedup.errors import first_line
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-__all__ = ["NANOS_AS_LONG", "VECTORIZED", "conf_of", "parquet_as_it_is", "settings"]
+__all__ = ["NANOS_AS_LONG", "VECTORIZED", "WHOLE_FILES", "conf_of", "parquet_as_it_is", "settings"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,9 @@ VECTORIZED = "spark.sql.parquet.enableVectorizedReader"
 
 _VARIANT_PARTS = "spark.sql.variant.pushVariantIntoScan"
 """Whether Spark reads parts of variants; with useV1SourceList without parquet, Spark 4.1 then loses all of them."""
+
+WHOLE_FILES = {"ignoreCorruptFiles": "false", "ignoreMissingFiles": "false"}
+"""Options of Spark's reader, and settings below ``spark.sql.files``: else it may leave out what it cannot read."""
 
 _CALENDAR = ("datetimeRebaseModeInRead", "datetimeRebaseModeInWrite", "int96RebaseModeInRead")
 
@@ -39,7 +42,7 @@ def conf_of(spark: SparkSession, key: str, default: str = "") -> str:
 
 
 def parquet_as_it_is(spark: SparkSession) -> AbstractContextManager[None]:
-    """Have parquet's timestamps and variants written as they were read inside the block, if the session takes it.
+    """Have files read whole, and parquet's timestamps and variants written as they were, if the session takes it.
 
     ``NANOS_AS_LONG``, which keeps a scan off the GPU, is off and ``VECTORIZED`` as it was until an input needs them
     otherwise; both are put back at the end.
@@ -50,7 +53,8 @@ def parquet_as_it_is(spark: SparkSession) -> AbstractContextManager[None]:
     # Spark's own default is INT96, which other readers take for nanoseconds, where far dates overflow.
     micros = {"spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS", NANOS_AS_LONG: "false"}
     reader = {VECTORIZED: conf_of(spark, VECTORIZED, "true")}
-    return settings(spark, {**micros, **unset, **reader, _VARIANT_PARTS: "false"})
+    whole = {f"spark.sql.files.{name}": value for name, value in WHOLE_FILES.items()}
+    return settings(spark, {**whole, **micros, **unset, **reader, _VARIANT_PARTS: "false"})
 
 
 @contextlib.contextmanager

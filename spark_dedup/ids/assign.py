@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from spark_dedup.datasets import Source, find_source, given_options, read_dataset, read_files
+from spark_dedup.datasets import Source, find_source, read_dataset, read_files, reader_options
 from spark_dedup.errors import InputError
 from spark_dedup.ids import jsonl
 from spark_dedup.ids.counting import CountRows, count_parquet
@@ -166,7 +166,7 @@ def documents(
             as_lines=as_lines,
             arrays=arrays,
         )
-    reader = spark.read.options(**given_options(read_kwargs))
+    reader = spark.read.options(**reader_options(read_kwargs))
     df = read_files(reader, source, filetype, extensions, schema=schema, parts=parts)
     return _parquet_documents(
         spark, df, ranges_by, registry, source, files, columns, rows, nulls_fit=parts is not None
