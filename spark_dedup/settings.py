@@ -52,9 +52,10 @@ def parquet_as_it_is(spark: SparkSession) -> AbstractContextManager[None]:
     unset = {key: "CORRECTED" for key in keys if not conf_of(spark, key)}
     # Spark's own default is INT96, which other readers take for nanoseconds, where far dates overflow.
     micros = {"spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS", NANOS_AS_LONG: "false"}
+    zoneless = {"spark.sql.parquet.inferTimestampNTZ.enabled": "true"}  # else written as if they were UTC's
     reader = {VECTORIZED: conf_of(spark, VECTORIZED, "true")}
     whole = {f"spark.sql.files.{name}": value for name, value in WHOLE_FILES.items()}
-    return settings(spark, {**whole, **micros, **unset, **reader, _VARIANT_PARTS: "false"})
+    return settings(spark, {**whole, **micros, **zoneless, **unset, **reader, _VARIANT_PARTS: "false"})
 
 
 @contextlib.contextmanager

@@ -1,0 +1,66 @@
+"""Settings of a user's session that would change what is read or written: documents stay what they were."""
+
+import datetime
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from spark_dedup import TextDuplicatesRemovalWorkflow
+from spark_dedup.settings import settings
+
+LONG_AGO = datetime.datetime(1850, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
+NOW = datetime.datetime(2026, 7, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
+
+
+@pytest.fixture
+def remaining(tmp_path):
+    """Write two documents and a list without ids; return what the removal job makes of them, sorted by id."""
+    rows = {
+        "id": [1, 2],
+        "at": pa.array([LONG_AGO, NOW], pa.timestamp("us", "UTC")),
+        "local": pa.array([at.replace(tzinfo=None) for at in (LONG_AGO, NOW)], pa.timestamp("us")),
+        "day": [datetime.date(1200, 1, 2), datetime.date(2026, 7, 2)],
+    }
+    pq.write_table(pa.table(rows), tmp_path / "docs.parquet")
+    pq.write_table(pa.table({"id": pa.array([], pa.int64())}), tmp_path / "ids.parquet")
+
+    def run(spark, filetype):
+        TextDuplicatesRemovalWorkflow(
+            input_path=tmp_path / "docs.parquet",
+            ids_to_remove_path=tmp_path / "ids.parquet",
+            output_path=tmp_path / "out",
+            id_field="id",
+            output_filetype=filetype,
+        ).run(spark)
+        return tmp_path / "out"
+
+    return run
+
+
+@pytest.mark.parametrize("policy", ["CORRECTED", "LEGACY"])
+@pytest.mark.parametrize("zone", ["Africa/Monrovia", "America/St_Johns", "+05:45"])
+def test_times_in_json_lines(spark, remaining, zone, policy):
+    """Offsets before there were time zones had seconds: 44:30 in Liberia, until 1972."""
+    with settings(spark, {"spark.sql.session.timeZone": zone, "spark.sql.legacy.timeParserPolicy": policy}):
+        out = remaining(spark, "jsonl")
+    lines = [line for path in out.glob("*.jsonl") for line in path.read_text().splitlines()]
+    rows = sorted(map(json.loads, lines), key=lambda row: row["id"])
+    assert [datetime.datetime.fromisoformat(row["at"]) for row in rows] == [LONG_AGO, NOW]
+    assert [row["local"] for row in rows] == ["1850-01-02T03:04:05.678901", "2026-07-02T03:04:05.678901"]
+    assert [row["day"] for row in rows] == ["1200-01-02", "2026-07-02"]
+
+
+def test_times_without_a_zone_stay_so(spark, remaining):
+    name = "spark.sql.parquet.inferTimestampNTZ.enabled"
+    with settings(spark, {name: "false", "spark.sql.session.timeZone": "Asia/Tokyo"}):
+        out = remaining(spark, "parquet")
+        assert spark.conf.get(name) == "false"
+    found = pa.concat_tables(pq.read_table(path) for path in sorted(out.glob("*.parquet")))
+    assert [str(found.schema.field(name).type) for name in ("at", "local")] == [
+        "timestamp[us, tz=UTC]",
+        "timestamp[us]",
+    ]
+    assert found["at"].to_pylist() == [LONG_AGO, NOW]
+    assert found["local"].to_pylist() == [LONG_AGO.replace(tzinfo=None), NOW.replace(tzinfo=None)]
