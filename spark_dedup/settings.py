@@ -30,6 +30,9 @@ _VARIANT_PARTS = "spark.sql.variant.pushVariantIntoScan"
 WHOLE_FILES = {"ignoreCorruptFiles": "false", "ignoreMissingFiles": "false"}
 """Options of Spark's reader, and settings below ``spark.sql.files``: else it may leave out what it cannot read."""
 
+_OLD_READERS = "spark.sql.sources.useV1SourceList"
+"""Formats that Spark reads by its first readers: those of parquet tell the places of rows, which clones need."""
+
 _CALENDAR = ("datetimeRebaseModeInRead", "datetimeRebaseModeInWrite", "int96RebaseModeInRead")
 
 
@@ -55,7 +58,11 @@ def parquet_as_it_is(spark: SparkSession) -> AbstractContextManager[None]:
     zoneless = {"spark.sql.parquet.inferTimestampNTZ.enabled": "true"}  # else written as if they were UTC's
     reader = {VECTORIZED: conf_of(spark, VECTORIZED, "true")}
     whole = {f"spark.sql.files.{name}": value for name, value in WHOLE_FILES.items()}
-    return settings(spark, {**whole, **micros, **zoneless, **unset, **reader, _VARIANT_PARTS: "false"})
+    formats = conf_of(spark, _OLD_READERS).lower().split(",")
+    places = {} if "parquet" in formats else {_OLD_READERS: ",".join([*formats, "parquet"])}
+    return settings(
+        spark, {**places, **whole, **micros, **zoneless, **unset, **reader, _VARIANT_PARTS: "false"}
+    )
 
 
 @contextlib.contextmanager

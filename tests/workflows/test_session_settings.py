@@ -64,3 +64,12 @@ def test_times_without_a_zone_stay_so(spark, remaining):
     ]
     assert found["at"].to_pylist() == [LONG_AGO, NOW]
     assert found["local"].to_pylist() == [LONG_AGO.replace(tzinfo=None), NOW.replace(tzinfo=None)]
+
+
+def test_a_clone_where_parquet_is_read_by_the_second_reader(spark, remaining):
+    """That one does not tell the places of rows, which a clone hides by."""
+    name = "spark.sql.sources.useV1SourceList"
+    with settings(spark, {name: ""}):
+        out = remaining(spark, "delta-clone")
+        assert spark.conf.get(name) == ""
+    assert sorted(row["id"] for row in spark.read.format("delta").load(str(out)).collect()) == [1, 2]
