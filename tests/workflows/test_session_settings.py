@@ -7,7 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from spark_dedup import TextDuplicatesRemovalWorkflow
+from spark_dedup import CURATOR_DEDUP_ID_STR as ID
+from spark_dedup import TextDuplicatesRemovalWorkflow, read_documents
+from spark_dedup.errors import InputError
 from spark_dedup.settings import settings
 
 LONG_AGO = datetime.datetime(1850, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
@@ -73,3 +75,39 @@ def test_a_clone_where_parquet_is_read_by_the_second_reader(spark, remaining):
         out = remaining(spark, "delta-clone")
         assert spark.conf.get(name) == ""
     assert sorted(row["id"] for row in spark.read.format("delta").load(str(out)).collect()) == [1, 2]
+
+
+@pytest.mark.parametrize("limit", ["0", "-1"])
+def test_ids_where_arrow_batches_have_no_limit(spark, tmp_path, limit):
+    """PySpark 4.1 fails at making a frame of an Arrow table then."""
+    for number in range(2):
+        pq.write_table(pa.table({"n": range(3 * number, 3 * number + 3)}), tmp_path / f"{number}.parquet")
+    with settings(spark, {"spark.sql.execution.arrow.maxRecordsPerBatch": limit}):
+        docs = read_documents(spark, sorted(tmp_path.glob("*.parquet")), registry=tmp_path / "registry")
+        assert sorted((row[ID], row["n"]) for row in docs.collect()) == [(i, i) for i in range(6)]
+
+
+@pytest.mark.parametrize("filetype", ["delta", "delta-clone", "parquet"])
+def test_columns_that_differ_in_case(spark, tmp_path, filetype):
+    pq.write_table(
+        pa.table({"id": [1, 2], "text": ["a", "b"], "Text": ["c", "d"]}), tmp_path / "docs.parquet"
+    )
+    pq.write_table(pa.table({"id": [2]}), tmp_path / "ids.parquet")
+    job = TextDuplicatesRemovalWorkflow(
+        tmp_path / "docs.parquet",
+        tmp_path / "ids.parquet",
+        tmp_path / "out",
+        id_field="id",
+        output_filetype=filetype,
+    )
+    with settings(spark, {"spark.sql.caseSensitive": "true"}):
+        if filetype == "parquet":
+            job.run(spark)
+            found = [pq.read_table(path).to_pylist() for path in (tmp_path / "out").glob("*.parquet")]
+            assert [row for rows in found for row in rows] == [{"id": 1, "text": "a", "Text": "c"}]
+            return
+        with pytest.raises(
+            InputError, match="has columns 'text' and 'Text', which Delta does not tell apart: write parquet"
+        ):
+            job.run(spark)
+    assert not (tmp_path / "out").exists()
