@@ -14,7 +14,7 @@ from spark_dedup.names import is_table_name, path_relation, quote_name, split_na
 from spark_dedup.partitions import are_partitioned, base_of
 from spark_dedup.parts import Parts, read_parts
 from spark_dedup.paths import exists, normalise_path, spark_location, spark_path
-from spark_dedup.settings import WHOLE_FILES, conf_of
+from spark_dedup.settings import check_whole_tables, reader_options
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, DataFrameReader, Row, SparkSession
@@ -29,7 +29,6 @@ __all__ = [
     "given_options",
     "read_dataset",
     "read_files",
-    "reader_options",
     "relation_of",
     "table_exists",
     "table_format",
@@ -171,22 +170,6 @@ def given_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
     return {name: value for name, value in (options or {}).items() if value is not None}
 
 
-def reader_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the options of a reader that were given, and those by which it leaves out nothing that it cannot read.
-
-    Raises:
-        InputError: one that was given asks for that.
-    """
-    given, fixed = given_options(options), {name.lower(): name for name in WHOLE_FILES}
-    for name, value in given.items():
-        if name.lower() in fixed and str(value).lower() != "false":
-            raise InputError(
-                f"option {name!r} would lose documents silently: leave it out, and write damaged files again or "
-                "remove them"
-            )
-    return {name: value for name, value in given.items() if name.lower() not in fixed} | WHOLE_FILES
-
-
 def read_dataset(
     spark: SparkSession,
     source: Named,
@@ -221,7 +204,7 @@ def read_dataset(
     found = find_source(spark, source, filetype=filetype)
     reader = spark.read.options(**reader_options(read_kwargs))
     if found.kind != "files":
-        _check_whole(spark)
+        check_whole_tables(spark)
     if found.kind == "table":
         df = _table(reader, found.names[0])
     elif found.kind == "delta":
@@ -232,15 +215,6 @@ def read_dataset(
         require_columns(df, columns, where=str(found))
         df = df.select(*[col(name) for name in columns])
     return df
-
-
-def _check_whole(spark: SparkSession) -> None:
-    """Check that the session reads tables whole: Delta and views do not take it from the reader's options."""
-    lossy = [key for name in WHOLE_FILES if conf_of(spark, key := f"spark.sql.files.{name}") == "true"]
-    if lossy:
-        raise InputError(
-            f"this session would lose rows of tables silently: set {' and '.join(lossy)} to false"
-        )
 
 
 def _table(reader: DataFrameReader, name: str) -> DataFrame:
@@ -286,6 +260,12 @@ def read_files(
         else:
             df = reader.options(**ANY_LENGTH).json(paths) if filetype == "jsonl" else reader.parquet(*paths)
         df.columns  # noqa: B018 - a Connect session looks at the files only now
+    if not all(
+        file.path.isascii() for file in files
+    ):  # in the locale C Java skips other names without a word
+        from spark_dedup.ids.files import match_urls
+
+        match_urls(df.inputFiles(), [file.path for file in files])
     return df
 
 

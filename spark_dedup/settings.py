@@ -7,14 +7,23 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from spark_dedup.errors import first_line
+from spark_dedup.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-__all__ = ["NANOS_AS_LONG", "VECTORIZED", "WHOLE_FILES", "conf_of", "parquet_as_it_is", "settings"]
+__all__ = [
+    "NANOS_AS_LONG",
+    "VECTORIZED",
+    "WHOLE_FILES",
+    "check_whole_tables",
+    "conf_of",
+    "parquet_as_it_is",
+    "reader_options",
+    "settings",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +72,36 @@ def parquet_as_it_is(spark: SparkSession) -> AbstractContextManager[None]:
     return settings(
         spark, {**places, **whole, **micros, **zoneless, **unset, **reader, _VARIANT_PARTS: "false"}
     )
+
+
+def reader_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the options of a reader that were given, and those by which it leaves out nothing that it cannot read.
+
+    Raises:
+        InputError: one that was given asks for that.
+    """
+    given = {name: value for name, value in (options or {}).items() if value is not None}
+    fixed = {name.lower() for name in WHOLE_FILES}
+    for name, value in given.items():
+        if name.lower() in fixed and str(value).lower() != "false":
+            raise InputError(
+                f"option {name!r} would lose documents silently: leave it out, and write damaged files again or "
+                "remove them"
+            )
+    return {name: value for name, value in given.items() if name.lower() not in fixed} | WHOLE_FILES
+
+
+def check_whole_tables(spark: SparkSession) -> None:
+    """Check that the session reads tables whole: Delta and views do not take it from the reader's options.
+
+    Raises:
+        InputError: with the settings that lose rows of damaged files.
+    """
+    lossy = [key for name in WHOLE_FILES if conf_of(spark, key := f"spark.sql.files.{name}") == "true"]
+    if lossy:
+        raise InputError(
+            f"this session would lose rows of tables silently: set {' and '.join(lossy)} to false"
+        )
 
 
 @contextlib.contextmanager

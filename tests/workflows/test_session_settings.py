@@ -2,10 +2,13 @@
 
 import datetime
 import json
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sessions import child_environment
 
 from spark_dedup import CURATOR_DEDUP_ID_STR as ID
 from spark_dedup import TextDuplicatesRemovalWorkflow, read_documents
@@ -111,3 +114,36 @@ def test_columns_that_differ_in_case(spark, tmp_path, filetype):
         ):
             job.run(spark)
     assert not (tmp_path / "out").exists()
+
+
+def test_names_beyond_ascii_in_the_locale_c(tmp_path):
+    """Java lists a folder without them; ids that documents bring do not show that rows are absent."""
+    (tmp_path / "in").mkdir()
+    for name in ("a", "é"):
+        rows = {"id": [f"{name}{i}" for i in range(3)], "text": ["x"] * 3}
+        pq.write_table(pa.table(rows), tmp_path / "in" / f"{name}.parquet")
+    code = f"""
+from spark_dedup import ExactDeduplicationWorkflow, build_session
+from spark_dedup.errors import InputError
+spark = build_session(device="cpu", master="local[1]", conf={{"spark.driver.memory": "1g"}})
+job = ExactDeduplicationWorkflow(
+    input_path={str(tmp_path / "in")!r}, output_path={str(tmp_path / "out")!r}, assign_id=False, id_field="id"
+)
+try:
+    job.run(spark)
+except InputError as error:
+    print(ascii(str(error)))
+"""
+    environment = {k: v for k, v in child_environment().items() if not k.startswith(("LC_", "LANG"))}
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment | {"LC_ALL": "C"},
+        cwd=tmp_path,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert r"would not read" in ran.stdout
+    assert r"/\xe9.parquet: " in ran.stdout
+    assert "starts with LC_ALL=C.UTF-8" in ran.stdout
