@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import shutil
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 from sessions import child_environment
 
 from spark_dedup import CURATOR_DEDUP_ID_STR as ID
-from spark_dedup import TextDuplicatesRemovalWorkflow, read_documents
+from spark_dedup import ExactDeduplicationWorkflow, TextDuplicatesRemovalWorkflow, read_documents
 from spark_dedup.errors import InputError
 from spark_dedup.settings import settings
 
@@ -147,3 +148,20 @@ except InputError as error:
     assert r"would not read" in ran.stdout
     assert r"/\xe9.parquet: " in ran.stdout
     assert "starts with LC_ALL=C.UTF-8" in ran.stdout
+
+
+def test_a_ledger_where_new_tables_may_only_grow(spark, tmp_path):
+    """A run that is done again is recorded anew."""
+    pq.write_table(pa.table({"id": [1, 2, 3], "text": ["a", "b", "a"]}), tmp_path / "docs.parquet")
+    with settings(spark, {"spark.databricks.delta.properties.defaults.appendOnly": "true"}):
+        for _ in range(2):
+            ExactDeduplicationWorkflow(
+                input_path=tmp_path / "docs.parquet",
+                output_path=tmp_path / "out",
+                assign_id=False,
+                id_field="id",
+                ledger=tmp_path / "ledger",
+            ).run(spark)
+            shutil.rmtree(tmp_path / "out")
+    found = spark.read.format("delta").load(str(tmp_path / "ledger" / "duplicates")).collect()
+    assert [(row["id"], row["kept_id"]) for row in found] == [(3, 1)]
