@@ -23,6 +23,7 @@ from spark_dedup.names import is_table_name, path_relation, quote_name, split_na
 from spark_dedup.partitions import are_partitioned, base_of
 from spark_dedup.parts import Parts, read_parts
 from spark_dedup.paths import exists, normalise_path, spark_location, spark_path
+from spark_dedup.settings import check_whole_tables, reader_options
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, DataFrameReader, Row, SparkSession
@@ -211,12 +212,15 @@ def read_dataset(
         parts: what has no type in which parquet files, from ``null_parts``; empty where nothing lacks it.
 
     Raises:
-        MissingInputError, InputError: as ``find_source`` and ``list_files``.
+        MissingInputError, InputError: as ``find_source`` and ``list_files``; options or, where a table is read, a
+            session's settings by which rows of damaged files are lost.
     """
     from spark_dedup.tables import col, require_columns
 
     found = find_source(spark, source, filetype=filetype, extensions=extensions)
-    reader = spark.read.options(**given_options(read_kwargs))
+    reader = spark.read.options(**reader_options(read_kwargs))
+    if found.kind != "files":
+        check_whole_tables(spark)
     if found.kind == "table":
         df = _table(reader, found.names[0])
     elif found.kind == "delta":
@@ -275,6 +279,12 @@ def read_files(
         else:
             df = reader.options(**ANY_LENGTH).json(paths) if filetype == "jsonl" else reader.parquet(*paths)
         df.columns  # noqa: B018 - a Connect session looks at the files only now
+    if not all(
+        file.path.isascii() for file in files
+    ):  # in the locale C Java skips other names without a word
+        from spark_dedup.ids.files import match_urls
+
+        match_urls(df.inputFiles(), [file.path for file in files])
     return df
 
 

@@ -56,7 +56,8 @@ def innermost_reason(error: Exception) -> str | None:
 def named_errors() -> Iterator[None]:
     """Turn an ``InputError`` that a task raised, which Spark wraps in its own, back into one.
 
-    Workers with another Python, without the package, are named so as well.
+    Files that Spark cannot read to their end, and workers with another Python, without the package, are named so as
+    well.
     """
     try:
         yield
@@ -66,6 +67,14 @@ def named_errors() -> Iterator[None]:
         found = re.search(r"InputError: (.+)", str(error))
         if found is not None:
             raise InputError(found[1].strip()) from error
+        torn = re.search(r"FAILED_READ_FILE\.(?:NO_HINT|FILE_NOT_EXIST)\].* file (\S.*?)\. ", str(error))
+        if torn is not None:
+            from spark_dedup.paths import normalise_path
+
+            reason = innermost_reason(error) or "Spark does not say why"
+            raise InputError(
+                f"{normalise_path(torn[1])} cannot be read ({reason}): write it again or remove it"
+            ) from error
         absent = re.search(r"ModuleNotFoundError: No module named '(\w+)", str(error))
         if absent is None:
             raise

@@ -114,7 +114,8 @@ def create(spark: SparkSession, ledger: Ledger, id_type: str) -> None:
         statement = (
             f"CREATE TABLE IF NOT EXISTS {relation} ({spelled}) USING delta {partitions} "
             f"COMMENT {literal(TABLE_COMMENTS[role])} "
-            f"TBLPROPERTIES ({literal(LAYOUT_KEY)} = {literal(LAYOUT)}, {literal(ROLE_KEY)} = {literal(role)})"
+            f"TBLPROPERTIES ({literal(LAYOUT_KEY)} = {literal(LAYOUT)}, {literal(ROLE_KEY)} = {literal(role)}, "
+            "'delta.appendOnly' = 'false')"  # whatever the session's default is: a run may be recorded anew
         )
         if "/" in ledger.location:
             _clear_torn(f"{ledger.location}/{role}")

@@ -7,14 +7,24 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from spark_dedup.errors import first_line
+from spark_dedup.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-__all__ = ["NANOS_AS_LONG", "VECTORIZED", "change", "conf_of", "parquet_as_it_is", "settings"]
+__all__ = [
+    "NANOS_AS_LONG",
+    "VECTORIZED",
+    "WHOLE_FILES",
+    "change",
+    "check_whole_tables",
+    "conf_of",
+    "parquet_as_it_is",
+    "reader_options",
+    "settings",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +36,12 @@ VECTORIZED = "spark.sql.parquet.enableVectorizedReader"
 
 _VARIANT_PARTS = "spark.sql.variant.pushVariantIntoScan"
 """Whether Spark reads parts of variants; with useV1SourceList without parquet, Spark 4.1 then loses all of them."""
+
+WHOLE_FILES = {"ignoreCorruptFiles": "false", "ignoreMissingFiles": "false"}
+"""Options of Spark's reader, and settings below ``spark.sql.files``: else it may leave out what it cannot read."""
+
+_OLD_READERS = "spark.sql.sources.useV1SourceList"
+"""Formats that Spark reads by its first readers: those of parquet tell the places of rows, which clones need."""
 
 _CALENDAR = ("datetimeRebaseModeInRead", "datetimeRebaseModeInWrite", "int96RebaseModeInRead")
 
@@ -39,7 +55,7 @@ def conf_of(spark: SparkSession, key: str, default: str = "") -> str:
 
 
 def parquet_as_it_is(spark: SparkSession) -> AbstractContextManager[None]:
-    """Have parquet's timestamps and variants written as they were read inside the block, if the session takes it.
+    """Have files read whole, and parquet's timestamps and variants written as they were, if the session takes it.
 
     ``NANOS_AS_LONG``, which keeps a scan off the GPU, is off and ``VECTORIZED`` as it was until an input needs them
     otherwise; both are put back at the end.
@@ -49,8 +65,44 @@ def parquet_as_it_is(spark: SparkSession) -> AbstractContextManager[None]:
     unset = {key: "CORRECTED" for key in keys if not conf_of(spark, key)}
     # Spark's own default is INT96, which other readers take for nanoseconds, where far dates overflow.
     micros = {"spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS", NANOS_AS_LONG: "false"}
+    zoneless = {"spark.sql.parquet.inferTimestampNTZ.enabled": "true"}  # else written as if they were UTC's
     reader = {VECTORIZED: conf_of(spark, VECTORIZED, "true")}
-    return settings(spark, {**micros, **unset, **reader, _VARIANT_PARTS: "false"})
+    whole = {f"spark.sql.files.{name}": value for name, value in WHOLE_FILES.items()}
+    formats = conf_of(spark, _OLD_READERS).lower().split(",")
+    places = {} if "parquet" in formats else {_OLD_READERS: ",".join([*formats, "parquet"])}
+    return settings(
+        spark, {**places, **whole, **micros, **zoneless, **unset, **reader, _VARIANT_PARTS: "false"}
+    )
+
+
+def reader_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the options of a reader that were given, and those by which it leaves out nothing that it cannot read.
+
+    Raises:
+        InputError: one that was given asks for that.
+    """
+    given = {name: value for name, value in (options or {}).items() if value is not None}
+    fixed = {name.lower() for name in WHOLE_FILES}
+    for name, value in given.items():
+        if name.lower() in fixed and str(value).lower() != "false":
+            raise InputError(
+                f"option {name!r} would lose documents silently: leave it out, and write damaged files again or "
+                "remove them"
+            )
+    return {name: value for name, value in given.items() if name.lower() not in fixed} | WHOLE_FILES
+
+
+def check_whole_tables(spark: SparkSession) -> None:
+    """Check that the session reads tables whole: Delta and views do not take it from the reader's options.
+
+    Raises:
+        InputError: with the settings that lose rows of damaged files.
+    """
+    lossy = [key for name in WHOLE_FILES if conf_of(spark, key := f"spark.sql.files.{name}") == "true"]
+    if lossy:
+        raise InputError(
+            f"this session would lose rows of tables silently: set {' and '.join(lossy)} to false"
+        )
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from spark_dedup.datasets import Source, find_source, given_options, read_dataset, read_files
+from spark_dedup.datasets import Source, find_source, read_dataset, read_files
 from spark_dedup.errors import InputError
 from spark_dedup.ids import jsonl
 from spark_dedup.ids.counting import CountRows, count_parquet
@@ -21,7 +21,7 @@ from spark_dedup.ids.splits import count_splits, on_gpu, rows_by_url
 from spark_dedup.listing import FileInfo, list_files
 from spark_dedup.partitions import are_partitioned, partition_values
 from spark_dedup.parts import Parts
-from spark_dedup.settings import VECTORIZED, conf_of
+from spark_dedup.settings import VECTORIZED, conf_of, reader_options
 from spark_dedup.tables import ID, col, require_columns
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def documents(
         )
         text = jsonl.as_text(spark, source, read_kwargs=read_kwargs, extensions=extensions)
         return _jsonl_documents(found, opened, text, on_bad_lines, as_lines=as_lines, arrays=arrays)
-    reader = spark.read.options(**given_options(read_kwargs))
+    reader = spark.read.options(**reader_options(read_kwargs))
     df = read_files(reader, source, filetype, extensions, schema=schema, parts=parts)
     return _parquet_documents(found, df, rows, nulls_fit=parts is not None)
 

@@ -142,9 +142,10 @@ def match_urls(urls: Sequence[str], paths: Collection[str]) -> dict[str, str]:
             if missing
             else f"Spark also reads {named_few(strange)}"
         )
-        raise InputError(
-            f"{what}: the folder changed while it was listed, or holds names that Spark cannot take"
-        )
+        why = "the folder changed while it was listed, or holds names that Spark cannot take"
+        if not all(map(str.isascii, missing)):
+            why += ": Java takes letters beyond ASCII if the session starts with LC_ALL=C.UTF-8 in its environment"
+        raise InputError(f"{what}: {why}")
     return found
 
 

@@ -11,6 +11,7 @@ from spark_dedup.errors import InputError
 from spark_dedup.ids.files import match_urls
 from spark_dedup.ids.splits import Split, count_splits, text_of
 from spark_dedup.listing import FileInfo
+from spark_dedup.settings import WHOLE_FILES, reader_options
 from spark_dedup.stores import store_options
 from spark_dedup.tables import file_and_start
 
@@ -61,7 +62,7 @@ def open_jsonl(
     from pyspark.sql.types import StringType, StructField, StructType
 
     def read(wanted: StructType | None) -> DataFrame:
-        reader = spark.read.options(**given_options(read_kwargs)).options(**_OPTIONS)
+        reader = spark.read.options(**reader_options(read_kwargs)).options(**_OPTIONS)
         return read_files(reader, source, "jsonl", extensions, schema=wanted)
 
     whole = read(schema)
@@ -81,7 +82,7 @@ def as_text(
     """Return the same files as text; None where options of the reader may say what a line is."""
     if given_options(read_kwargs):
         return None
-    return read_files(spark.read, source, "jsonl", extensions, as_text=True)
+    return read_files(spark.read.options(**WHOLE_FILES), source, "jsonl", extensions, as_text=True)
 
 
 def bad_text() -> Column:

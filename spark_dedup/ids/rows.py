@@ -11,6 +11,7 @@ import pyarrow as pa
 from spark_dedup.errors import InputError
 from spark_dedup.ids.batches import Batch, stale_error
 from spark_dedup.paths import is_local
+from spark_dedup.settings import conf_of
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -114,8 +115,9 @@ def check_layout(columns: Sequence[str], where: str) -> None:
 
 
 def as_frame(spark: SparkSession, rows: pa.Table) -> DataFrame:
-    """Return an Arrow table of the driver's as a DataFrame; Spark 3 does not take one directly."""
-    if int(spark.version.split(".")[0]) >= 4:
+    """Return an Arrow table of the driver's as a DataFrame; Spark 3 takes none, nor 4 for batches of any length."""
+    limit = int(conf_of(spark, "spark.sql.execution.arrow.maxRecordsPerBatch", "1"))
+    if int(spark.version.split(".")[0]) >= 4 and limit > 0:
         return spark.createDataFrame(rows)
     types = {pa.string(): "string", pa.int64(): "bigint", pa.list_(pa.string()): "array<string>"}
     ddl = ", ".join(f"{field.name} {types[field.type]}" for field in rows.schema)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spark_dedup.datasets import read_dataset
-from spark_dedup.errors import InputError
+from spark_dedup.errors import InputError, named_errors
 from spark_dedup.listing import FileInfo, Named
 from spark_dedup.outputs import check_output, exclusive
 from spark_dedup.parts import Parts
@@ -155,6 +155,7 @@ class KMeansStage:
     def _do_all(self, session: SparkSession) -> dict[str, Any]:
         output = normalise_path(self.output_path)
         with ExitStack() as held:
+            held.enter_context(named_errors())
             held.enter_context(parquet_as_it_is(session))
             found = self._inspect(session, self._folders())
             held.enter_context(exclusive(output))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from spark_dedup.errors import InputError
+from spark_dedup.errors import InputError, named_errors
 from spark_dedup.exact import Keep, check_hash_method, keep_order
 from spark_dedup.ids.registry import others_registered
 from spark_dedup.ids.splits import cut_alike
@@ -184,6 +184,7 @@ class ExactDeduplicationWorkflow:
     def _do_all(self, session: SparkSession, began: datetime) -> dict[str, Any]:
         output = normalise_path(self.output_path)
         with ExitStack() as held:
+            held.enter_context(named_errors())
             held.enter_context(parquet_as_it_is(session))
             held.enter_context(cut_alike(session, self.input_filetype))
             found = inspect(self, session, output)

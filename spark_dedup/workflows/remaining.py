@@ -34,7 +34,9 @@ _ENDINGS = {"jsonl": (".json", ".txt"), "parquet": (".parquet",)}
 """How Spark ends the files it writes."""
 _JSON = {
     "ignoreNullFields": "false",
-    # As Spark writes them, but with the microseconds that it cuts off.
+    # As Spark writes them, but with the microseconds that it cuts off, and in UTC: the offsets of other zones had
+    # seconds once, which no pattern writes under every setting of the session.
+    "timeZone": "UTC",
     "timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX",
     "timestampNTZFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSS",
 }

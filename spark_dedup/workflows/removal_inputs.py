@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -181,6 +182,8 @@ def _check_columns(
             f"{found.source} has a column '_metadata', which Delta cannot read beside deletion vectors: write "
             "parquet or delta"
         )
+    if job.output_filetype in ("delta", "delta-clone"):
+        _check_cases(job.output_fields or df.columns, found)
     probe = df
     if ids_are_made(job):
         probe = df.select(F.lit(0).cast("bigint").alias(ID))
@@ -197,3 +200,15 @@ def _check_columns(
     left = job.output_fields or [*df.columns, *([ID] if ids_are_made(job) else [])]
     if job.drop_id_field and set(left) <= {job.id_field}:
         raise InputError(f"nothing is left to write without {job.id_field!r}, the only column")
+
+
+def _check_cases(names: Sequence[str], found: JobInput) -> None:
+    """Check that Delta, which minds no case whatever the session says, can tell columns apart."""
+    by_lower: dict[str, str] = {}
+    for name in names:
+        other = by_lower.setdefault(name.lower(), name)
+        if other != name:
+            raise InputError(
+                f"{found.source} has columns {other!r} and {name!r}, which Delta does not tell apart: write "
+                "parquet, or name output_fields"
+            )

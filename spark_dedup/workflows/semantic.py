@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from spark_dedup.datasets import read_dataset
-from spark_dedup.errors import InputError
+from spark_dedup.errors import InputError, named_errors
 from spark_dedup.exact import check_text
 from spark_dedup.held import holding
 from spark_dedup.ledger import check_ledger
@@ -162,6 +162,7 @@ class SemanticDeduplicationWorkflow(KMeansStage):
         final = [DUPLICATES_FOLDER, *([REMOVED_FOLDER] if self.perform_removal else [])]
         owned = [KMEANS_FOLDER, PAIRWISE_FOLDER, *(final if cache == output else [])]
         with ExitStack() as held:
+            held.enter_context(named_errors())
             held.enter_context(parquet_as_it_is(session))
             found = self._inspect(session, self._folders())
             for folder in dict.fromkeys([output, cache]):
