@@ -226,7 +226,8 @@ def files_below(folder: str) -> list[tuple[str, int]]:
         return sorted((path, os.path.getsize(path)) for path in found)
     fs, inner = filesystem(folder)
     listed = fs.find(inner, detail=True)
-    return sorted((fs.unstrip_protocol(path), int(info["size"])) for path, info in listed.items())
+    # As the folder is named: a store's own name of a path may lack the host.
+    return sorted((folder + path[len(inner) :], int(info["size"])) for path, info in listed.items())
 
 
 def _parquet_files(folder: str) -> list[tuple[str, int]]:
