@@ -185,8 +185,10 @@ def audit(
     from spark_dedup.datasets import read_dataset
     from spark_dedup.semantic.audit import audit_recall
 
+    # First of all: a process cannot start Spark's Java any more once Hadoop's library has one in it.
+    session = build_session(device=device)
     means = None if n_probe == 1 else _centroids(results, centroids)
-    assigned = read_dataset(build_session(device=device), results)
+    assigned = read_dataset(session, results)
     found = audit_recall(assigned, eps=eps, centroids=means, n_probe=n_probe, **options)
     click.echo(found.table)
     # JSON has no NaN, the recall without pairs.

@@ -279,9 +279,8 @@ def read_files(
         else:
             df = reader.options(**ANY_LENGTH).json(paths) if filetype == "jsonl" else reader.parquet(*paths)
         df.columns  # noqa: B018 - a Connect session looks at the files only now
-    if not all(
-        file.path.isascii() for file in files
-    ):  # in the locale C Java skips other names without a word
+    if not all(file.path.isascii() for file in files):
+        # In the locale C Java skips other names without a word.
         from spark_dedup.ids.files import match_urls
 
         match_urls(df.inputFiles(), [file.path for file in files])

@@ -6,6 +6,7 @@ import contextlib
 import re
 import sys
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from spark_dedup.errors import InputError
 from spark_dedup.paths import is_local
@@ -14,7 +15,7 @@ from spark_dedup.settings import conf_of
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-__all__ = ["has_class", "instantiated_session", "require_client", "s3_settings"]
+__all__ = ["default_store", "has_class", "instantiated_session", "require_client", "s3_settings"]
 
 _S3_NAMES = (
     "access.key",
@@ -32,12 +33,19 @@ _S3_SETTINGS = rf"^fs\.s3a\.(bucket\..+\.)?({'|'.join(map(re.escape, _S3_NAMES))
 def require_client(path: str) -> None:
     """Check that the process's session has a client for the store of a path, before Java says so in its own words.
 
-    A Spark Connect session is not asked: it tells no such thing.
+    A path without a scheme is one of this machine here, so a session that takes it for another store's is refused.
+    A Spark Connect session is not asked for clients: it tells no such thing.
 
     Raises:
         InputError: saying what to add.
     """
     if is_local(path):
+        store = default_store()
+        if urlsplit(store).scheme not in ("", "file", "dbfs"):
+            raise InputError(
+                f"this Spark session takes {path} for one of {store}: write {store}{path}, or, for files of this "
+                "machine, start it with spark.hadoop.fs.defaultFS=file:///"
+            )
         return
     context = _active_context()
     if context is None:
@@ -56,6 +64,18 @@ def require_client(path: str) -> None:
         raise InputError(
             f"this Spark session has no client for {scheme}://, so it cannot reach {path}: {how}"
         ) from error
+
+
+def default_store() -> str:
+    """Return the store, as ``hdfs://host:port``, that paths without a scheme are of to the process's session."""
+    context = _active_context()
+    store = ""
+    with contextlib.suppress(Exception):  # a JVM that is gone, or that tells nothing, as on shared clusters
+        if context is not None:
+            store = context._jsc.hadoopConfiguration().get("fs.defaultFS") or ""
+        elif (session := instantiated_session()) is not None:
+            store = conf_of(session, "spark.hadoop.fs.defaultFS")
+    return store.rstrip("/")
 
 
 def has_class(name: str) -> bool:

@@ -104,7 +104,8 @@ class _Lease:
     def take(self, patience_s: float) -> None:
         """Raise the flag and be the only one, or fail."""
         deadline = time.monotonic() + patience_s
-        make_folder(self._beside)
+        with _named(self._path):
+            make_folder(self._beside)
         dead: dict[str, bytes] = {}
         while True:
             try:

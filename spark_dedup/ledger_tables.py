@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import spark_dedup
 from spark_dedup.errors import InputError
 from spark_dedup.names import literal, path_relation, quote_name, split_name
-from spark_dedup.paths import delete, exists, filesystem, normalise_path
+from spark_dedup.paths import delete, exists, filesystem, find_files, normalise_path
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -130,7 +130,7 @@ def create(spark: SparkSession, ledger: Ledger, id_type: str) -> None:
 def _clear_torn(table: str) -> None:
     """Clear a table that a killed job began: a log without a commit, which Delta neither reads nor makes anew."""
     fs, inner = filesystem(table)
-    if exists(table) and all("/_delta_log/." in file for file in fs.find(inner)):
+    if exists(table) and all("/_delta_log/." in file for file in find_files(fs, inner)):
         delete(table)
 
 

@@ -14,7 +14,9 @@ from typing import Any
 
 from spark_dedup.errors import InputError, MissingInputError
 from spark_dedup.names import is_table_name
-from spark_dedup.paths import Location, exists, filesystem, is_local, normalise_path
+from spark_dedup.paths import Location, exists, filesystem, find_files, is_local, normalise_path
+from spark_dedup.runtime import GIVEN_SESSION
+from spark_dedup.stores import named_refusal
 
 __all__ = [
     "EXTENSIONS",
@@ -157,9 +159,13 @@ def _is_listed(path: str, folder: str, endings: tuple[str, ...]) -> bool:
 def check_there(source: Named) -> None:
     """Check that local paths exist, without a session; what may be a table's name is left to ``find_source``.
 
+    So is everything where Hadoop's settings, or a session that is given, may say that paths are of another store.
+
     Raises:
         MissingInputError: naming the first that does not.
     """
+    if {"HADOOP_CONF_DIR", "YARN_CONF_DIR", *GIVEN_SESSION} & os.environ.keys():
+        return
     for path in (normalise_path(path) for path in named_paths(source) if not is_table_name(path)):
         if is_local(path) and not os.path.exists(path):
             raise no_such_path(path)
@@ -263,7 +269,9 @@ def _check_ends(link: str, root: str) -> None:
 def _walk_remote(root: str, wanted: Callable[[str], bool], by_spark: bool) -> Iterator[FileInfo]:
     fs, inner = filesystem(root)
     single = fs.isfile(inner)
-    for path, info in fs.find(inner, detail=True).items():
+    with named_refusal(root):
+        found = find_files(fs, inner)
+    for path, info in found.items():
         *folders, name = PurePosixPath(path[len(inner) :].lstrip("/")).parts or ("",)
         seen = list(takewhile(lambda part: not _hidden(part, by_spark, is_folder=True), folders))
         if "_delta_log" in folders[: len(seen) + 1]:

@@ -19,6 +19,7 @@ from spark_dedup.paths import (
     delete,
     exists,
     filesystem,
+    find_files,
     is_local,
     move,
     normalise_path,
@@ -201,7 +202,7 @@ def _settle(old: str, path: str, mode: str) -> None:
     elif mode == "overwrite" or held_here(path):  # else the new result may be moving in now, by a running job
         fs, inner = filesystem(old)
         place = filesystem(path)[1]
-        if all(fs.exists(place + file[len(inner) :]) for file in fs.find(inner)):
+        if all(fs.exists(place + file[len(inner) :]) for file in find_files(fs, inner)):
             delete(old)  # killed before it was all moved away
         else:
             delete(path)

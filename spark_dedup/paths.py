@@ -10,7 +10,7 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from spark_dedup.errors import InputError
@@ -24,6 +24,7 @@ __all__ = [
     "delete",
     "exists",
     "filesystem",
+    "find_files",
     "has_folders",
     "is_local",
     "make_folder",
@@ -54,6 +55,8 @@ def on_databricks() -> bool:
 def normalise_path(path: Location) -> str:
     """Return a local path absolute and without ``file:``, ``dbfs:/`` as its mount, a remote one as Hadoop reads it.
 
+    Of HDFS without a host, it is given that of the session.
+
     Raises:
         InputError: ``scheme:/path``, which Spark takes and no other library here does.
     """
@@ -63,6 +66,8 @@ def normalise_path(path: Location) -> str:
         text = "/" + text.lstrip("/")
     elif text.startswith("dbfs:/") and os.path.isdir("/dbfs"):
         text = "/dbfs/" + text[len("dbfs:/") :].lstrip("/")
+    elif re.match(r"hdfs:(//)?/(?!/)", text) and (store := _default_hdfs()):
+        return _as_hadoop(store + re.sub(r"^hdfs:(//)?", "", text))
     elif "://" in text:
         return text.rstrip("/") if "::" in text else _as_hadoop(text)
     elif _SCHEME_ONLY.match(text) and not os.path.isdir(text.split("/", 1)[0]):
@@ -70,6 +75,14 @@ def normalise_path(path: Location) -> str:
         instead = f"/Volumes{rest}, or mount /dbfs" if scheme == "dbfs" else f"{scheme}://HOST{rest}"
         raise InputError(f"{text} names no store that can be reached from here: write {instead}")
     return os.path.abspath(os.path.expanduser(text))
+
+
+def _default_hdfs() -> str:
+    """Return what a path of HDFS without a host stands for."""
+    from spark_dedup.hadoop import default_store
+
+    store = default_store()
+    return store if store.startswith("hdfs://") else ""
 
 
 def _as_hadoop(path: str) -> str:
@@ -98,11 +111,11 @@ def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Return the fsspec file system of a path and the path on it.
 
     Raises:
-        InputError: naming the package that a remote scheme needs.
+        InputError: naming what a remote scheme needs.
     """
     import fsspec
 
-    from spark_dedup.stores import store_options
+    from spark_dedup.stores import refusal, store_options
 
     if is_local(path):  # url_to_fs would take "::" in a name for a chain of stores
         return fsspec.filesystem("file"), normalise_path(path)
@@ -110,6 +123,8 @@ def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
         found: tuple[fsspec.AbstractFileSystem, str] = fsspec.core.url_to_fs(path, **store_options(path))
     except (ImportError, ValueError) as error:
         raise InputError(f"cannot reach {path}: {error}") from error
+    except OSError as error:  # HDFS, without Hadoop's libraries or a server
+        raise refusal(path, error) from error
     return found
 
 
@@ -126,7 +141,51 @@ def exists(path: str) -> bool:
     fs, inner = filesystem(path)
     with named_refusal(path):
         fs.invalidate_cache()  # Spark and other processes write there too
-        return bool(fs.exists(inner))
+        return _is_there(fs, inner)
+
+
+def _is_there(fs: fsspec.AbstractFileSystem, inner: str) -> bool:
+    """Return whether a path of a store exists; pyarrow says no of HDFS where it had no answer, too."""
+    if fs.exists(inner):
+        return True
+    if not _is_hadoop(fs):
+        return False
+    try:
+        fs.ls(inner)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _is_hadoop(fs: fsspec.AbstractFileSystem) -> bool:
+    from fsspec.implementations.arrow import ArrowFSWrapper
+
+    return isinstance(fs, ArrowFSWrapper)
+
+
+def find_files(fs: fsspec.AbstractFileSystem, inner: str) -> dict[str, Any]:
+    """Return what a store tells of the files below a path of its own, or of the file there; nothing of none.
+
+    Raises:
+        OSError: a folder cannot be listed, which fsspec's own walk takes for an empty one.
+    """
+    from fsspec import AbstractFileSystem
+
+    if type(fs).find is not AbstractFileSystem.find:
+        by_store: dict[str, Any] = fs.find(inner, detail=True)
+        return by_store
+    if fs.isfile(inner):  # which pyarrow does not list
+        return {inner: fs.info(inner)}
+    found, folders = {}, [inner]
+    while folders:
+        folder = folders.pop()
+        with contextlib.suppress(FileNotFoundError):
+            for info in fs.ls(folder, detail=True):
+                if info["type"] != "directory":
+                    found[info["name"]] = info
+                elif info["name"].rstrip("/") != folder.rstrip("/"):
+                    folders.append(info["name"])
+    return dict(sorted(found.items()))
 
 
 def has_folders(path: str) -> bool:
@@ -159,10 +218,10 @@ def move(source: str, target: str) -> None:
     fs, inner = filesystem(source)
     place = filesystem(target)[1]
     fs.invalidate_cache()
-    if fs.exists(place):
+    if _is_there(fs, place):
         raise FileExistsError(f"{target} exists")
     # Spark marks an empty folder by an empty object of its name and a slash, which cannot be copied.
-    copies = {file: place + file[len(inner) :] for file in fs.find(inner) if not file.endswith("/")}
+    copies = {file: place + file[len(inner) :] for file in find_files(fs, inner) if not file.endswith("/")}
     try:
         if type(fs).mv is not AbstractFileSystem.mv or not copies:
             fs.mv(inner, place, recursive=True)

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from spark_dedup.errors import InputError, first_line
 
-__all__ = ["adopt", "is_s3", "named_refusal", "s3_options", "spark_settings", "store_options"]
+__all__ = ["adopt", "is_s3", "named_refusal", "refusal", "s3_options", "spark_settings", "store_options"]
 
 _S3 = ("s3", "s3a")
 _AWS = re.compile(r"(?:https?://)?s3(?:[.-](?P<region>[a-z]{2}(?:-[a-z]+)+-\d))?\.amazonaws\.com/?")
@@ -112,9 +112,26 @@ def named_refusal(path: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except Exception as error:  # the libraries' classes have nothing in common
-        how = (
-            "set AWS_* variables, or spark.hadoop.fs.s3a.access.key, .secret.key and .endpoint, which it uses too"
-            if is_s3(path)
-            else f"set the store's environment variables, or FSSPEC_{urlsplit(path).scheme.upper()}_*"
+        raise refusal(path, error) from error
+
+
+def refusal(path: str, error: Exception) -> InputError:
+    """Return the error of a store that a library could not reach, saying what to set."""
+    return InputError(f"cannot reach {path} from Python ({first_line(error)}): {_how_to_reach(path, error)}")
+
+
+def _how_to_reach(path: str, error: Exception) -> str:
+    if is_s3(path):
+        return (
+            "set AWS_* variables, or spark.hadoop.fs.s3a.access.key, .secret.key and .endpoint, "
+            "which it uses too"
         )
-        raise InputError(f"cannot reach {path} from Python ({first_line(error)}): {how}") from error
+    scheme = urlsplit(path).scheme
+    if scheme != "hdfs":
+        return f"set the store's environment variables, or FSSPEC_{scheme.upper()}_*"
+    if isinstance(error, PermissionError):
+        return "name a path that this user may use, or be another (HADOOP_USER_NAME, kinit)"
+    return (
+        "it needs JAVA_HOME, libhdfs.so in ARROW_LIBHDFS_DIR or HADOOP_HOME/lib/native, and in CLASSPATH Hadoop's "
+        "jars and the folder of its settings; if it has them, HDFS does not answer"
+    )

@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from spark_dedup import cli_tools
 from spark_dedup.cli import main
+from spark_dedup.errors import InputError
 
 
 def call(capsys, *args):
@@ -67,3 +69,16 @@ class TestAudit:
         code, _, errors = call(capsys, "audit", "--results", tmp_path / "none", "--eps", 0.1)
         assert code == 2
         assert "no such path" in errors
+
+    def test_the_session_starts_before_a_store_is_reached(self, monkeypatch, capsys):
+        """Once Python has Java in its process, as for HDFS, the fork that starts Spark's never ends."""
+        done = []
+
+        def centroids(*_):
+            done.append("centroids")
+            raise InputError("enough")
+
+        monkeypatch.setattr("spark_dedup.build_session", lambda **_: done.append("session"))
+        monkeypatch.setattr(cli_tools, "_centroids", centroids)
+        assert call(capsys, "audit", "--results", "hdfs://h/x", "--eps", 0.1, "--n-probe", 2)[0] == 2
+        assert done == ["session", "centroids"]

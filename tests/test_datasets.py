@@ -6,10 +6,10 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import fsspec
+import hostless
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
 from spark_4 import OLD
 
 from spark_dedup import listing
@@ -67,17 +67,6 @@ def test_the_files_listed_are_those_that_spark_reads(spark, tmp_path):
     assert df.count() == len(listed) == 5
 
 
-class Hostless(MemoryFileSystem):
-    """A store that leaves host and account out of its paths, as those of HDFS and Azure do."""
-
-    protocol = "hostless"
-    store, pseudo_dirs = {}, [""]
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        return "/" + path.split("://", 1)[1].partition("/")[2] if "://" in path else path
-
-
 @pytest.mark.parametrize(
     ("named", "found"),
     [
@@ -87,8 +76,7 @@ class Hostless(MemoryFileSystem):
     ],
 )
 def test_remote_files_keep_host_and_account(named, found):
-    fsspec.register_implementation("hostless", Hostless, clobber=True)
-    fs = fsspec.filesystem("hostless")
+    fs = hostless.store()
     for path in ("/docs/a.parquet", "/docs/b c/d%.parquet", "/docs/_x.parquet", "/docs/e.txt"):
         fs.pipe_file(path, b"12")
     listed = list_files(f"hostless://c@acct.net:80/{named}")

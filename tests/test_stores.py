@@ -1,15 +1,23 @@
 """What Spark is told of S3 is told to Python, and a store that lets nobody in is named."""
 
 import fsspec
+import hostless
+import pyarrow.fs
 import pytest
-from sessions import needs_classic
+from fsspec.implementations.arrow import ArrowFSWrapper
+from sessions import CONNECT, needs_classic
 
 from spark_dedup import outputs, stores
 from spark_dedup.datasets import find_source
 from spark_dedup.errors import InputError
 from spark_dedup.hadoop import require_client, s3_settings
+from spark_dedup.ids.registry import IdRegistry
+from spark_dedup.leases import leased
+from spark_dedup.ledger_tables import _clear_torn
+from spark_dedup.listing import check_there, list_files
 from spark_dedup.outputs import check_output
-from spark_dedup.paths import exists, filesystem, make_folder
+from spark_dedup.paths import exists, filesystem, make_folder, normalise_path
+from spark_dedup.semantic.cluster_reading import files_below
 from spark_dedup.settings import settings
 from spark_dedup.workers import in_worker
 
@@ -148,3 +156,111 @@ def test_a_session_without_the_stores_client_is_told_what_to_add(spark, path):
         check_output(f"{path}/out")
     require_client("hdfs://host/x")
     require_client("/data")
+
+
+class Down(ArrowFSWrapper):
+    """A stand-in for pyarrow's HDFS without a server: told of anything, it says that it is not there."""
+
+    protocol = "down"
+    answer = OSError(255, "HDFS list directory failed")
+
+    def __init__(self, **_):
+        super().__init__(fs=pyarrow.fs.LocalFileSystem())
+
+    def info(self, path, **_):
+        raise FileNotFoundError(path)
+
+    def ls(self, path, detail=False, **_):
+        raise self.answer
+
+
+def test_a_server_that_does_not_answer_is_no_path_that_is_missing(monkeypatch):
+    fsspec.register_implementation("down", Down, clobber=True)
+    with pytest.raises(InputError, match=r"cannot reach down://host/x from Python .*list directory failed"):
+        exists("down://host/x")
+    monkeypatch.setattr(Down, "answer", FileNotFoundError(2, "No such file or directory"))
+    assert not exists("down://host/x")
+
+
+def test_a_folder_that_is_not_listed_is_not_an_empty_one(tmp_path, monkeypatch):
+    fsspec.register_implementation("down", Down, clobber=True)
+    for path in ("in/a.parquet", "in/locked/b.parquet", "ledger/runs/_delta_log/0.json"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("x")
+
+    def listed(self, path, detail=False, **_):
+        if path.rstrip("/").endswith(("locked", "_delta_log")):
+            raise PermissionError("Permission denied")
+        return ArrowFSWrapper.ls(self, path, detail)
+
+    monkeypatch.setattr(Down, "info", ArrowFSWrapper.info)
+    monkeypatch.setattr(Down, "ls", listed)
+    root = f"down://host{tmp_path}"
+    with pytest.raises(InputError, match=rf"cannot reach {root}/in from Python \(Permission denied\)"):
+        list_files(f"{root}/in")
+    with pytest.raises(PermissionError):
+        files_below(f"{root}/in")
+    with pytest.raises(PermissionError):
+        _clear_torn(f"{root}/ledger/runs")
+    assert (tmp_path / "ledger/runs/_delta_log/0.json").exists()
+    assert [file.path for file in list_files(f"{root}/in/a.parquet")] == [f"{root}/in/a.parquet"]
+
+
+def test_an_output_of_hdfs_that_is_not_permitted_is_named(monkeypatch):
+    fs = hostless.store()
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "HDFS create directory failed")
+
+    monkeypatch.setattr(type(fs), "makedirs", refuse)
+    monkeypatch.setattr("spark_dedup.leases.filesystem", lambda path: (fs, path))
+    monkeypatch.setattr("spark_dedup.paths.filesystem", lambda path: (fs, path))
+    with pytest.raises(InputError, match=r"cannot reach hdfs://host/out .*: name a path .*HADOOP_USER_NAME"):
+        leased("hdfs://host/out", patience_s=0).__enter__()
+
+
+def test_hdfs_without_hadoops_library_is_told_what_it_needs(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("Unable to load libhdfs")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", refuse)
+    with pytest.raises(
+        InputError, match=r"hdfs://host/x .*\(Unable to load libhdfs\): it needs JAVA_HOME.*CLASSPATH"
+    ):
+        exists("hdfs://host/x")
+
+
+@pytest.fixture
+def on_hdfs(spark):
+    """A session whose paths without a scheme are those of HDFS."""
+    given = "hdfs://nn:8020/"
+    if CONNECT:
+        with settings(spark, {"spark.hadoop.fs.defaultFS": given}):
+            yield
+        return
+    hadoop = spark.sparkContext._jsc.hadoopConfiguration()
+    before = hadoop.get("fs.defaultFS")
+    hadoop.set("fs.defaultFS", given)
+    yield
+    hadoop.set("fs.defaultFS", before)
+
+
+@pytest.mark.usefixtures("on_hdfs")
+def test_paths_of_a_session_on_hdfs(spark, tmp_path):
+    for given in ("hdfs:///x//y", "hdfs:/x/y", "hdfs://nn:8020/x/y/"):
+        assert normalise_path(given) == "hdfs://nn:8020/x/y"
+    assert normalise_path("hdfs://other/x") == "hdfs://other/x"
+    says = rf"takes {tmp_path}\S* for one of hdfs://nn:8020: write hdfs://nn:8020{tmp_path}"
+    with pytest.raises(InputError, match=says):
+        find_source(spark, str(tmp_path))
+    with pytest.raises(InputError, match=says):
+        check_output(tmp_path / "out")
+    with pytest.raises(InputError, match=says):
+        IdRegistry.open(spark, tmp_path / "registry")
+
+
+def test_where_hadoop_is_set_up_a_path_may_be_one_of_hdfs(monkeypatch):
+    with pytest.raises(InputError, match="no such path: /no/such"):
+        check_there("/no/such")
+    monkeypatch.setenv("HADOOP_CONF_DIR", "/etc/hadoop/conf")
+    check_there("/no/such")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from spark_dedup.errors import InputError, first_line
+from spark_dedup.hadoop import require_client
 from spark_dedup.ids.batches import (
     Batch,
     BatchIds,
@@ -255,6 +256,8 @@ def _open_log(
     if is_table_name(location):
         return SparkLog(_needed(spark), location, location, initial=initial)
     path = normalise_path(location)
+    if not location.startswith("file:"):
+        require_client(path)
     if storage_options is not None or _delta_rs_reaches(spark, location, path):
         return DeltaLog(path, initial=initial, storage_options=storage_options)
     folder = path if (is_local(path) and not path.startswith(MOUNTS)) or is_s3(path) else None

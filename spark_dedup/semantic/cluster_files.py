@@ -251,9 +251,7 @@ def _keep(folder: str, kept: set[str]) -> None:
         InputError: files to keep are not there, as on a folder that each machine has for itself.
     """
     if not is_local(folder):
-        fs, _ = filesystem(folder)
-        fs.invalidate_cache()
-        kept = {fs.unstrip_protocol(fs._strip_protocol(path)) for path in kept}
+        filesystem(folder)[0].invalidate_cache()
     there = {path for path, _ in files_below(folder)}
     missing = sorted(kept - there)
     if missing:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from spark_dedup.datasets import read_dataset
 from spark_dedup.footers import opened, parquet_footers
 from spark_dedup.listing import FileInfo
-from spark_dedup.paths import filesystem, is_local, spark_location, spark_path
+from spark_dedup.paths import filesystem, find_files, is_local, spark_location, spark_path
 from spark_dedup.semantic.assign import CENTROID_COL
 from spark_dedup.semantic.embeddings import from_matrix, packed_matrix, to_matrix
 from spark_dedup.workers import in_worker
@@ -226,8 +226,9 @@ def files_below(folder: str) -> list[tuple[str, int]]:
         found = [f"{where}/{name}" for where, _, names in os.walk(folder) for name in names]
         return sorted((path, os.path.getsize(path)) for path in found)
     fs, inner = filesystem(folder)
-    listed = fs.find(inner, detail=True)
-    return sorted((fs.unstrip_protocol(path), int(info["size"])) for path, info in listed.items())
+    listed = find_files(fs, inner)
+    # As the folder is named: a store's own name of a path may lack the host.
+    return sorted((folder + path[len(inner) :], int(info["size"])) for path, info in listed.items())
 
 
 def _parquet_files(folder: str) -> list[tuple[str, int]]:

@@ -4,6 +4,7 @@ import datetime as dt
 import logging
 from decimal import Decimal
 
+import hostless
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -163,8 +164,10 @@ def test_compression(spark, caplog):
     assert "no option maxRecordsPerFile" in caplog.text
 
 
-def test_stores_behind_fsspec():
-    layout = cluster_files._Layout("memory://bucket/out", ["id", "e"], 1, "snappy", "{}")
+@pytest.mark.parametrize("root", ["memory://bucket", "hostless://host:80/user"])
+def test_stores_behind_fsspec(root):
+    hostless.store()
+    layout = cluster_files._Layout(f"{root}/out", ["id", "e"], 1, "snappy", "{}")
     batch = pa.record_batch([pa.array(range(60)), from_matrix(UNIT)], ["id", "e"])
     kept, left = (cluster_files._ClusterFile(2, name, layout) for name in ("a.parquet", "b.parquet"))
     for file in (kept, left):
@@ -172,7 +175,7 @@ def test_stores_behind_fsspec():
     (_, path, _), _ = kept.close(), left.close()
     cluster_files._keep(layout.folder, {path})
     ((name, _),) = cluster_reading.files_below(layout.folder)
-    assert name.endswith("bucket/out/centroid=2/a.parquet")
+    assert name == f"{root}/out/centroid=2/a.parquet"
     ((piece,),) = cluster_reading._shares(layout.folder, 2)
     (rows,) = cluster_reading._read(piece, ["e", "centroid", "id"], 0)
     assert rows.column(1).to_pylist() == [2] * 60
