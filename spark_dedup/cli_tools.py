@@ -119,7 +119,7 @@ def plan(context: click.Context, job: str, arguments: tuple[str, ...]) -> Any:
 
 def _registry(location: str, device: str) -> Any:
     from spark_dedup import IdRegistry, build_session
-    from spark_dedup.datasets import find_source
+    from spark_dedup.sources import find_source
 
     session = build_session(device=device)
     find_source(session, location, filetype="delta")

@@ -12,11 +12,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import spark_dedup
-from spark_dedup.datasets import delta_version, find_source
 from spark_dedup.ledger_tables import RUN_COLUMNS
 from spark_dedup.listing import list_files
 from spark_dedup.names import is_table_name, quote_name, split_name
 from spark_dedup.paths import normalise_path
+from spark_dedup.sources import delta_version, find_source
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

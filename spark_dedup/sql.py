@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from spark_dedup import ledger as ledgers
-from spark_dedup.datasets import Source, find_source
 from spark_dedup.errors import InputError, first_line
 from spark_dedup.ledger import DONE, Ledger
 from spark_dedup.ledger_runs import describe_input
@@ -17,6 +16,7 @@ from spark_dedup.names import literal, quote_name, split_name
 from spark_dedup.paths import on_databricks
 from spark_dedup.removal.delta import check_flat, shown_relation
 from spark_dedup.settings import conf_of
+from spark_dedup.sources import Source, find_source
 from spark_dedup.sql_ids import id_ranges_query, numbered_query, registry_relation
 from spark_dedup.tables import ID, have_char, quote
 

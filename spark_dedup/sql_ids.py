@@ -6,13 +6,13 @@ import uuid
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from spark_dedup.datasets import Source, table_format
 from spark_dedup.errors import InputError, first_line
 from spark_dedup.ids.batches import hash_files, named_few, spellings
 from spark_dedup.ids.files import has_row_index
 from spark_dedup.listing import list_files
 from spark_dedup.names import is_table_name, path_relation, quote_name, split_name
 from spark_dedup.paths import normalise_path
+from spark_dedup.sources import Source, table_format
 from spark_dedup.stores import is_s3
 from spark_dedup.tables import ID, quote
 

@@ -13,12 +13,13 @@ import pytest
 from spark_4 import OLD
 
 from spark_dedup import listing
-from spark_dedup.datasets import find_source, read_dataset
+from spark_dedup.datasets import read_dataset
 from spark_dedup.errors import InputError, MissingInputError
 from spark_dedup.footers import parquet_footers
 from spark_dedup.listing import is_small, list_files
 from spark_dedup.names import is_table_name
 from spark_dedup.schemas import check_schemas
+from spark_dedup.sources import find_source
 
 
 def write(path, **columns):

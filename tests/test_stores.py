@@ -8,7 +8,6 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from sessions import CONNECT, needs_classic
 
 from spark_dedup import outputs, stores
-from spark_dedup.datasets import find_source
 from spark_dedup.errors import InputError
 from spark_dedup.hadoop import require_client, s3_settings
 from spark_dedup.ids.registry import IdRegistry
@@ -19,6 +18,7 @@ from spark_dedup.outputs import check_output
 from spark_dedup.paths import exists, filesystem, make_folder, normalise_path
 from spark_dedup.semantic.cluster_reading import files_below
 from spark_dedup.settings import settings
+from spark_dedup.sources import find_source
 from spark_dedup.workers import in_worker
 
 SIMPLE = "org.apache.hadoop.fs.s3a.SimpleAWSCredentialsProvider"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from spark_dedup.datasets import Source, find_source, read_dataset, read_files
+from spark_dedup.datasets import read_dataset, read_files
 from spark_dedup.errors import InputError
 from spark_dedup.ids import jsonl
 from spark_dedup.ids.counting import CountRows, count_parquet
@@ -22,6 +22,7 @@ from spark_dedup.listing import FileInfo, list_files
 from spark_dedup.partitions import are_partitioned, partition_values
 from spark_dedup.parts import Parts
 from spark_dedup.settings import VECTORIZED, conf_of, reader_options
+from spark_dedup.sources import Source, find_source
 from spark_dedup.tables import ID, col, require_columns
 
 if TYPE_CHECKING:

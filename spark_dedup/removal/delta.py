@@ -7,13 +7,14 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from spark_dedup.datasets import ANY_LENGTH, relation_of, table_format
+from spark_dedup.datasets import ANY_LENGTH
 from spark_dedup.errors import InputError
 from spark_dedup.ids.batches import named_few
 from spark_dedup.ids.files import path_of
 from spark_dedup.partitions import are_partitioned
 from spark_dedup.paths import filesystem, on_databricks, spark_path
 from spark_dedup.settings import settings
+from spark_dedup.sources import relation_of, table_format
 from spark_dedup.tables import as_compared, col, have_char, quote
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.types import StructType
 
-    from spark_dedup.datasets import Source
     from spark_dedup.listing import FileInfo
+    from spark_dedup.sources import Source
 
 __all__ = [
     "check_alone",

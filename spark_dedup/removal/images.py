@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from spark_dedup.datasets import find_source, read_dataset
+from spark_dedup.datasets import read_dataset
 from spark_dedup.errors import InputError
 from spark_dedup.footers import parquet_footers
 from spark_dedup.held import holding
@@ -28,6 +28,7 @@ from spark_dedup.removal.image_files import (
 )
 from spark_dedup.removal.text import how_to_match
 from spark_dedup.schemas import check_schemas
+from spark_dedup.sources import find_source
 from spark_dedup.tables import as_compared, col, have_char, require_columns
 from spark_dedup.workers import in_worker
 

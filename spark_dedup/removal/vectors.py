@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
     from pyspark.sql.types import StructType
 
-    from spark_dedup.datasets import Source
+    from spark_dedup.sources import Source
 
 __all__ = ["NAMES_TO_MAP", "clone_files", "nested_names"]
 

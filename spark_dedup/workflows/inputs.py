@@ -8,13 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from spark_dedup.datasets import (
-    Source,
-    delta_version,
-    find_source,
-    given_options,
-    read_dataset,
-)
+from spark_dedup.datasets import read_dataset
 from spark_dedup.encodings import check_packed
 from spark_dedup.errors import InputError
 from spark_dedup.footers import check_readable, parquet_footers
@@ -25,6 +19,7 @@ from spark_dedup.listing import FileInfo, Named, list_files
 from spark_dedup.parts import Parts
 from spark_dedup.schemas import check_schemas, null_parts
 from spark_dedup.settings import NANOS_AS_LONG, VECTORIZED, change, conf_of
+from spark_dedup.sources import Source, delta_version, find_source, given_options
 from spark_dedup.tables import col, require_columns
 
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from spark_dedup.datasets import table_exists
 from spark_dedup.errors import InputError, first_line
 from spark_dedup.footers import parquet_footers
 from spark_dedup.listing import list_files
 from spark_dedup.names import is_table_name, quote_name, split_name
 from spark_dedup.paths import Location, filesystem, is_local, move, spark_location, spark_path
 from spark_dedup.removal.vectors import NAMES_TO_MAP, nested_names
+from spark_dedup.sources import table_exists
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

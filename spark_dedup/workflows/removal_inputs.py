@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from spark_dedup.datasets import Source, find_source, given_options, read_dataset, relation_of, table_exists
+from spark_dedup.datasets import read_dataset
 from spark_dedup.errors import InputError, MissingInputError
 from spark_dedup.names import is_table_name, split_name
 from spark_dedup.outputs import check_output
@@ -15,6 +15,7 @@ from spark_dedup.paths import exists, normalise_path
 from spark_dedup.removal.delta import check_alone, check_clonable, check_flat
 from spark_dedup.removal.text import check_id_types
 from spark_dedup.session import require_delta
+from spark_dedup.sources import Source, find_source, given_options, relation_of, table_exists
 from spark_dedup.tables import ID, require_columns
 from spark_dedup.workflows.inputs import JobInput, inspect_input, read_input
 from spark_dedup.workflows.remaining import check_no_table, check_schema, check_view_name

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from spark_dedup.datasets import find_source, read_files
+from spark_dedup.datasets import read_files
 from spark_dedup.errors import UnknownBatchError
 from spark_dedup.ids import jsonl
 from spark_dedup.ids.assign import Documents, documents
@@ -18,6 +18,7 @@ from spark_dedup.names import is_table_name
 from spark_dedup.partitions import base_of
 from spark_dedup.paths import normalise_path
 from spark_dedup.removal import passes
+from spark_dedup.sources import find_source
 from spark_dedup.tables import col
 from spark_dedup.workflows.inputs import read_input
 from spark_dedup.workflows.removal_arguments import columns_of, fields_of, ids_are_made, is_grouped

@@ -15,7 +15,7 @@ from spark_dedup.errors import InputError, named_errors
 from spark_dedup.exact import check_text
 from spark_dedup.held import holding
 from spark_dedup.ledger import check_ledger
-from spark_dedup.limits import SafetyStopError, check_limits, over_a_limit
+from spark_dedup.limits import check_limits
 from spark_dedup.outputs import exclusive
 from spark_dedup.parts import Parts
 from spark_dedup.paths import Location, aside_of, delete, exists, normalise_path
@@ -46,7 +46,7 @@ from spark_dedup.workflows.semantic_matching import (
     ledger_rows,
     record,
     remove,
-    removed_with_sources,
+    safety_stop,
 )
 
 if TYPE_CHECKING:
@@ -150,9 +150,9 @@ class SemanticDeduplicationWorkflow(KMeansStage):
         """Run the job, from its last finished step."""
         started = time.monotonic()
         session = active_or_build(spark, device=self.device)
-        metadata = {"total_time": 0.0, **self._at_version(session)._do_all(session)}
-        metadata["total_time"] = time.monotonic() - started
-        return WorkflowResult("semantic_deduplication", metadata, OLD_KEYS)
+        metadata = self._at_version(session)._do_all(session)
+        took = time.monotonic() - started
+        return WorkflowResult("semantic_deduplication", {"total_time": took, **metadata}, OLD_KEYS)
 
     def _do_all(self, session: SparkSession) -> dict[str, Any]:
         began = datetime.now(UTC)
@@ -182,13 +182,11 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             else:
                 wrote = [DUPLICATES_FOLDER]
                 metadata |= steps.finish("identify", identify(self, session, cache, duplicates), wrote=wrote)
-            by_source = isinstance(self.max_removed_fraction, Mapping) and self.eps is not None
-            sources = removed_with_sources(self, session, cache, duplicates) if by_source else None
-            stop = self._over_a_limit(metadata, sources)
+            stop = safety_stop(self, session, cache, duplicates, metadata)
             if self.ledger is not None:
-                identity = self._identity()
                 with holding(session, f"{aside_of(duplicates)}.held") as hold:
                     rows = ledger_rows(self, session, cache, hold)
+                    identity = self._identity()
                     metadata |= record(
                         self, session, rows, metadata, began=began, stop=stop, identity=identity
                     )
@@ -298,23 +296,6 @@ class SemanticDeduplicationWorkflow(KMeansStage):
 
     def _compare(self, spark: SparkSession, cache: str) -> dict[str, Any]:
         return compare(self, spark, cache)
-
-    def _over_a_limit(
-        self, metadata: Mapping[str, Any], removed: DataFrame | None = None
-    ) -> SafetyStopError | None:
-        """Return why nothing may be removed, or None. What was found stays for review.
-
-        ``removed`` has the ``source`` of the records to remove, for limits by source.
-        """
-        return over_a_limit(
-            removed,
-            num_documents=metadata["num_documents"],
-            num_duplicates=metadata["num_duplicates"],
-            max_removed_fraction=self.max_removed_fraction,
-            max_cluster_fraction=self.max_cluster_fraction,
-            documents_by_source=metadata.get("documents_by_source"),
-            largest_cluster=metadata["largest_cluster"],
-        )
 
 
 def _text_length_refused() -> InputError:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from pyspark.sql import functions as F
 
 from spark_dedup import rules
-from spark_dedup.datasets import given_options, read_dataset
+from spark_dedup.datasets import read_dataset
 from spark_dedup.errors import named_errors
 from spark_dedup.held import Hold
 from spark_dedup.ids.splits import on_gpu
-from spark_dedup.limits import SafetyStopError
+from spark_dedup.limits import SafetyStopError, over_a_limit
 from spark_dedup.outputs import staged
 from spark_dedup.paths import spark_location
 from spark_dedup.progress import job_progress
@@ -24,6 +24,7 @@ from spark_dedup.semantic.cluster_reading import StoredClusters, one_cluster
 from spark_dedup.semantic.identify import above_threshold, identify_semantic
 from spark_dedup.semantic.pairwise import pairwise_similarity
 from spark_dedup.semantic.ranking import COSINE_DIST_TO_CENT_COL, L2_DIST_TO_CENT_COL, OrderKey
+from spark_dedup.sources import given_options
 from spark_dedup.tables import col
 from spark_dedup.workflows.clusters import KMEANS_FOLDER
 from spark_dedup.workflows.recording import record_run
@@ -44,7 +45,7 @@ __all__ = [
     "rank_first",
     "record",
     "remove",
-    "removed_with_sources",
+    "safety_stop",
 ]
 
 logger = logging.getLogger(__name__)
@@ -153,11 +154,26 @@ def ledger_rows(job: SemanticDeduplicationWorkflow, spark: SparkSession, cache: 
     return rules.drop_all_copies(rows, protected=job.protected_sources) if job.drop_all_copies else rows
 
 
-def removed_with_sources(
-    job: SemanticDeduplicationWorkflow, spark: SparkSession, cache: str, folder: str
-) -> DataFrame:
-    """Return the ids to remove in ``folder`` with their ``source``."""
-    return read_dataset(spark, folder).join(_records(job, spark, cache), "id", "inner")
+def safety_stop(
+    job: SemanticDeduplicationWorkflow,
+    spark: SparkSession,
+    cache: str,
+    folder: str,
+    metadata: Mapping[str, Any],
+) -> SafetyStopError | None:
+    """Return why nothing of what is listed in ``folder`` may be removed, or None. It stays for review."""
+    removed = None
+    if isinstance(job.max_removed_fraction, Mapping) and job.eps is not None:
+        removed = read_dataset(spark, folder).join(_records(job, spark, cache), "id", "inner")
+    return over_a_limit(
+        removed,
+        num_documents=metadata["num_documents"],
+        num_duplicates=metadata["num_duplicates"],
+        max_removed_fraction=job.max_removed_fraction,
+        max_cluster_fraction=job.max_cluster_fraction,
+        documents_by_source=metadata.get("documents_by_source"),
+        largest_cluster=metadata["largest_cluster"],
+    )
 
 
 def record(

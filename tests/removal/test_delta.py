@@ -7,10 +7,10 @@ from pyspark.sql import Observation
 from pyspark.sql import functions as F
 from sessions import another
 
-from spark_dedup.datasets import Source, find_source
 from spark_dedup.errors import InputError
 from spark_dedup.names import path_relation
 from spark_dedup.removal.delta import clone_without, drop_empty_files
+from spark_dedup.sources import Source, find_source
 
 
 def test_only_empty_files_that_no_commit_names_go(spark, tmp_path):

@@ -13,6 +13,7 @@ from spark_dedup import ExactDeduplicationWorkflow, SemanticDeduplicationWorkflo
 from spark_dedup.errors import InputError
 from spark_dedup.ledger import STOPPED, find_run, open_ledger
 from spark_dedup.rules import SafetyStopError
+from spark_dedup.workflows.semantic_matching import safety_stop
 
 TEXTS = {i: name for name, members in GROUPS.items() for i in members} | {4: "x", 11: "y", 12: "z"}
 
@@ -76,8 +77,9 @@ def test_one_group_is_too_large(spark, docs, tmp_path):
 def test_one_cluster_is_too_large(tmp_path):
     semantic = SemanticDeduplicationWorkflow(tmp_path, tmp_path / "out", 3, max_cluster_fraction=0.5)
     found = {"num_documents": 10, "largest_cluster": 6, "num_duplicates": 1}
-    assert "the largest cluster holds 6 of 10 records" in str(semantic._over_a_limit(found))
-    assert semantic._over_a_limit({**found, "largest_cluster": 5}) is None
+    stop = safety_stop(semantic, None, "", "", found)
+    assert "the largest cluster holds 6 of 10 records" in str(stop)
+    assert safety_stop(semantic, None, "", "", {**found, "largest_cluster": 5}) is None
 
 
 def test_bad_limits_and_rules(docs, tmp_path):
