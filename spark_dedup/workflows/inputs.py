@@ -231,18 +231,24 @@ def at_version(
     version = None if found.kind == "files" or _asks_for_version(read_kwargs) else delta_version(spark, found)
     if version is None:
         return read_kwargs
-    return {**given_options(read_kwargs), "versionAsOf": version.removeprefix("delta:")}
+    held = {**given_options(read_kwargs), "versionAsOf": version.removeprefix("delta:")}
+    if found.kind == "table":
+        try:
+            read_dataset(spark, source, filetype=filetype, read_kwargs=held)
+        except InputError:  # on Databricks those with row filters tell versions, and are not read by them
+            return read_kwargs
+    return held
 
 
 def table_version(
     spark: SparkSession, source: Named, *, filetype: str, read_kwargs: Mapping[str, Any] | None = None
 ) -> str | None:
-    """Return what is never the same again for a table that tells no version; None for all else."""
+    """Return what changes when a table does; None for files, and where ``read_kwargs`` name the version."""
     found = find_source(spark, source, filetype=filetype)
     if found.kind == "files" or _asks_for_version(read_kwargs):
         return None
     # A view, or a table that is not Delta, is never taken for unchanged.
-    return uuid.uuid4().hex
+    return delta_version(spark, found) or uuid.uuid4().hex
 
 
 def _asks_for_version(read_kwargs: Mapping[str, Any] | None) -> bool:

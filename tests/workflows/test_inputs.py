@@ -8,7 +8,9 @@ import pytest
 from spark_4 import OLD
 
 from spark_dedup import KMeansStage, TextDuplicatesRemovalWorkflow
+from spark_dedup.errors import InputError
 from spark_dedup.settings import VECTORIZED, conf_of, parquet_as_it_is, settings
+from spark_dedup.workflows import inputs
 from spark_dedup.workflows.inputs import inspect_input
 
 
@@ -44,3 +46,21 @@ def test_variants_by_sparks_other_reader(spark, tmp_path):
     for path, ids in (("kept", [0, 1, 3]), ("clusters/kmeans_results", [0, 1, 2, 3])):
         read = spark.read.parquet(str(tmp_path / path)).selectExpr("id", "to_json(v)").orderBy("id")
         assert [tuple(row) for row in read.collect()] == [(i, f'{{"a":{i}}}') for i in ids]
+
+
+def test_a_table_that_is_not_read_by_version(spark, monkeypatch):
+    """As those with row filters on Databricks, which tell their history all the same."""
+    spark.range(3).write.format("delta").saveAsTable("filtered")
+
+    def refuses(*_, read_kwargs, **__):
+        raise InputError(f"cannot read the table or view `filtered`: no time travel: {read_kwargs}")
+
+    try:
+        held = inputs.at_version(spark, "filtered", filetype="delta", read_kwargs={"a": 1, "b": None})
+        assert held == {"a": 1, "versionAsOf": "0"}
+        monkeypatch.setattr(inputs, "read_dataset", refuses)
+        assert inputs.at_version(spark, "filtered", filetype="delta") is None
+        asked = {"timestampAsOf": "2026-01-01"}
+        assert inputs.at_version(spark, "filtered", filetype="delta", read_kwargs=asked) == asked
+    finally:
+        spark.sql("DROP TABLE filtered")
