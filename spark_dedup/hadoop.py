@@ -91,7 +91,7 @@ def has_class(name: str) -> bool:
 
 
 def _active_context() -> Any:
-    if "pyspark" not in sys.modules:
+    if sys.modules.get("pyspark") is None:
         return None
     from pyspark import SparkContext
 
@@ -101,7 +101,7 @@ def _active_context() -> Any:
 
 def s3_settings() -> dict[str, str]:
     """Return what the process's session is told of S3 (``fs.s3a.*``), by Hadoop's files too; empty without one."""
-    if "pyspark" not in sys.modules:
+    if sys.modules.get("pyspark") is None:
         return {}
     from pyspark import SparkContext
 
@@ -120,7 +120,7 @@ def s3_settings() -> dict[str, str]:
 
 def instantiated_session() -> SparkSession | None:
     """Return the session that the process has, whatever thread asks; None without one, or when it was stopped."""
-    if "pyspark" not in sys.modules:
+    if sys.modules.get("pyspark") is None:
         return None
     from pyspark.sql import SparkSession
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import count
 from typing import TYPE_CHECKING
 
 from spark_dedup.errors import InputError
@@ -31,10 +31,9 @@ def holding(spark: SparkSession, folder: str) -> Iterator[Hold]:
     if _has_checkpoints(spark):
         yield on_executors
         return
-    numbers = count()
 
     def in_files(rows: DataFrame) -> DataFrame:
-        place = f"{folder}/{next(numbers)}"
+        place = f"{folder}/{uuid.uuid4().hex}"
         rows.write.parquet(spark_location(place))
         return spark.read.schema(rows.schema).parquet(spark_path(place))
 

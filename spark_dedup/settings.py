@@ -68,11 +68,19 @@ def parquet_as_it_is(spark: SparkSession) -> AbstractContextManager[None]:
     zoneless = {"spark.sql.parquet.inferTimestampNTZ.enabled": "true"}  # else written as if they were UTC's
     reader = {VECTORIZED: conf_of(spark, VECTORIZED, "true")}
     whole = {f"spark.sql.files.{name}": value for name, value in WHOLE_FILES.items()}
-    formats = conf_of(spark, _OLD_READERS).lower().split(",")
-    places = {} if "parquet" in formats else {_OLD_READERS: ",".join([*formats, "parquet"])}
-    return settings(
-        spark, {**places, **whole, **micros, **zoneless, **unset, **reader, _VARIANT_PARTS: "false"}
-    )
+    wanted = {**whole, **micros, **zoneless, **unset, **reader, _VARIANT_PARTS: "false"}
+    return settings(spark, {**_places_told(spark), **wanted})
+
+
+def _places_told(spark: SparkSession) -> dict[str, str]:
+    """Return the setting by which parquet is read by the reader that tells places; none where it is already."""
+    try:
+        given = spark.conf.get(_OLD_READERS, None)
+    except Exception:  # its class differs between classic and Connect
+        given = None
+    if given is None or "parquet" in given.lower().split(","):
+        return {}
+    return {_OLD_READERS: f"{given},parquet".lstrip(",")}
 
 
 def reader_options(options: Mapping[str, Any] | None) -> dict[str, Any]:

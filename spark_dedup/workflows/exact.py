@@ -75,7 +75,7 @@ class ExactDeduplicationWorkflow:
         assign_id: give ids (``_curator_dedup_id``) from the registry; else ``id_field`` is used.
         id_field: column of unique ids, with ``assign_id=False``.
         text_field: string column.
-        perform_removal: also write the documents that remain.
+        perform_removal: also write the documents that remain; those of tables as parquet.
         total_nparts: partitions of the shuffle; by default Spark's.
         rmm_pool_size: GPU memory pool in bytes (``spark.rapids.memory.gpu.allocSize``).
         spill_memory_limit: host memory for spilling in bytes (``spark.rapids.memory.host.spillStorageSize``).

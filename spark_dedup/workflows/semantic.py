@@ -95,7 +95,8 @@ class SemanticDeduplicationWorkflow(KMeansStage):
             mapping limits single sources, ``"*"`` the whole.
         max_cluster_fraction: stop likewise when one k-means cluster holds more of the records than this.
         ledger: folder or schema of a ledger to write the duplicates to, with their survivors.
-        perform_removal: also write the records that remain, to ``deduplicated`` below ``output_path``.
+        perform_removal: also write the records that remain, to ``deduplicated`` below ``output_path``, as
+            ``input_filetype`` says.
 
     The other arguments are those of :class:`KMeansStage`; ``write_kwargs`` are for ``duplicates``.
     """

@@ -224,7 +224,7 @@ def remove(job: SemanticDeduplicationWorkflow, spark: SparkSession, output: str)
         id_field=job.id_field,
         input_file_extensions=job.input_file_extensions,
         input_kwargs=job.read_kwargs,
-        output_filetype="parquet" if job.input_filetype == "delta" else job.input_filetype,
+        output_filetype=job.input_filetype,
         output_mode="overwrite",
     ).run(spark)
     keys = ("num_duplicates_removed", "num_documents_written")

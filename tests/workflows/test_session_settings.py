@@ -14,7 +14,7 @@ from sessions import child_environment
 from spark_dedup import CURATOR_DEDUP_ID_STR as ID
 from spark_dedup import ExactDeduplicationWorkflow, TextDuplicatesRemovalWorkflow, read_documents
 from spark_dedup.errors import InputError
-from spark_dedup.settings import settings
+from spark_dedup.settings import parquet_as_it_is, settings
 
 LONG_AGO = datetime.datetime(1850, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
 NOW = datetime.datetime(2026, 7, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
@@ -70,6 +70,17 @@ def test_times_without_a_zone_stay_so(spark, remaining):
     ]
     assert found["at"].to_pylist() == [LONG_AGO, NOW]
     assert found["local"].to_pylist() == [LONG_AGO.replace(tzinfo=None), NOW.replace(tzinfo=None)]
+
+
+def test_readers_stay_where_the_session_does_not_choose_them(spark):
+    name = "spark.sql.sources.useV1SourceList"
+    before = spark.conf.get(name)
+    assert {"json", "parquet"} <= set(before.split(","))
+    with parquet_as_it_is(spark):
+        assert spark.conf.get(name) == before
+    for given, held in (("json,Parquet", "json,Parquet"), ("json", "json,parquet"), ("", "parquet")):
+        with settings(spark, {name: given}), parquet_as_it_is(spark):
+            assert spark.conf.get(name) == held
 
 
 def test_a_clone_where_parquet_is_read_by_the_second_reader(spark, remaining):
