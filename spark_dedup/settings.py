@@ -21,6 +21,7 @@ __all__ = [
     "change",
     "check_whole_tables",
     "conf_of",
+    "given_options",
     "parquet_as_it_is",
     "reader_options",
     "settings",
@@ -83,13 +84,18 @@ def _places_told(spark: SparkSession) -> dict[str, str]:
     return {_OLD_READERS: f"{given},parquet".lstrip(",")}
 
 
+def given_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the options of a reader or writer that were given: one that is None was not."""
+    return {name: value for name, value in (options or {}).items() if value is not None}
+
+
 def reader_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the options of a reader that were given, and those by which it leaves out nothing that it cannot read.
 
     Raises:
         InputError: one that was given asks for that.
     """
-    given = {name: value for name, value in (options or {}).items() if value is not None}
+    given = given_options(options)
     fixed = {name.lower() for name in WHOLE_FILES}
     for name, value in given.items():
         if name.lower() in fixed and str(value).lower() != "false":

@@ -10,6 +10,7 @@ from spark_dedup.errors import InputError, MissingInputError, first_line
 from spark_dedup.listing import EXTENSIONS, Named, named_paths, no_such_path, outermost
 from spark_dedup.names import is_table_name, path_relation, quote_name, split_name
 from spark_dedup.paths import exists, normalise_path
+from spark_dedup.settings import given_options
 
 if TYPE_CHECKING:
     from pyspark.sql import Row, SparkSession
@@ -19,7 +20,6 @@ __all__ = [
     "delta_detail",
     "delta_version",
     "find_source",
-    "given_options",
     "relation_of",
     "table_exists",
     "table_format",
@@ -158,8 +158,3 @@ def delta_version(
     except Exception:  # its class differs between classic and Connect
         return None
     return f"delta:{newest['version']}" if newest else None
-
-
-def given_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the options of a reader or writer that were given: one that is None was not."""
-    return {name: value for name, value in (options or {}).items() if value is not None}

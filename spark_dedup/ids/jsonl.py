@@ -11,8 +11,8 @@ from spark_dedup.errors import InputError
 from spark_dedup.ids.files import match_urls
 from spark_dedup.ids.splits import Split, count_splits, text_of
 from spark_dedup.listing import FileInfo
-from spark_dedup.settings import WHOLE_FILES, reader_options
-from spark_dedup.sources import Source, given_options
+from spark_dedup.settings import WHOLE_FILES, given_options, reader_options
+from spark_dedup.sources import Source
 from spark_dedup.stores import store_options
 from spark_dedup.tables import file_and_start
 

@@ -18,8 +18,8 @@ from spark_dedup.ids.splits import rows_by_url
 from spark_dedup.listing import FileInfo, Named, list_files
 from spark_dedup.parts import Parts
 from spark_dedup.schemas import check_schemas, null_parts
-from spark_dedup.settings import NANOS_AS_LONG, VECTORIZED, change, conf_of
-from spark_dedup.sources import Source, delta_version, find_source, given_options
+from spark_dedup.settings import NANOS_AS_LONG, VECTORIZED, change, conf_of, given_options, parquet_as_it_is
+from spark_dedup.sources import Source, delta_version, find_source
 from spark_dedup.tables import col, require_columns
 
 if TYPE_CHECKING:
@@ -234,7 +234,8 @@ def at_version(
     held = {**given_options(read_kwargs), "versionAsOf": version.removeprefix("delta:")}
     if found.kind == "table":
         try:
-            read_dataset(spark, source, filetype=filetype, read_kwargs=held)
+            with parquet_as_it_is(spark):  # a session's own settings are no reason
+                read_dataset(spark, source, filetype=filetype, read_kwargs=held)
         except InputError:  # on Databricks those with row filters tell versions, and are not read by them
             return read_kwargs
     return held

@@ -15,7 +15,8 @@ from spark_dedup.paths import exists, normalise_path
 from spark_dedup.removal.delta import check_alone, check_clonable, check_flat
 from spark_dedup.removal.text import check_id_types
 from spark_dedup.session import require_delta
-from spark_dedup.sources import Source, find_source, given_options, relation_of, table_exists
+from spark_dedup.settings import given_options
+from spark_dedup.sources import Source, find_source, relation_of, table_exists
 from spark_dedup.tables import ID, require_columns
 from spark_dedup.workflows.inputs import JobInput, inspect_input, read_input
 from spark_dedup.workflows.remaining import check_no_table, check_schema, check_view_name

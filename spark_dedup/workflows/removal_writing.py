@@ -22,7 +22,8 @@ from spark_dedup.removal.hidden import hidden_by_id, hidden_by_range
 from spark_dedup.removal.lines import one_object, unescaped, with_field
 from spark_dedup.removal.text import count_documents, count_listed, remove_duplicates
 from spark_dedup.removal.vectors import clone_files
-from spark_dedup.sources import delta_detail, given_options
+from spark_dedup.settings import given_options
+from spark_dedup.sources import delta_detail
 from spark_dedup.sql_ids import numbered_query
 from spark_dedup.tables import col, have_char
 from spark_dedup.workflows.remaining import (

@@ -24,7 +24,7 @@ from spark_dedup.semantic.cluster_reading import StoredClusters, one_cluster
 from spark_dedup.semantic.identify import above_threshold, identify_semantic
 from spark_dedup.semantic.pairwise import pairwise_similarity
 from spark_dedup.semantic.ranking import COSINE_DIST_TO_CENT_COL, L2_DIST_TO_CENT_COL, OrderKey
-from spark_dedup.sources import given_options
+from spark_dedup.settings import given_options
 from spark_dedup.tables import col
 from spark_dedup.workflows.clusters import KMEANS_FOLDER
 from spark_dedup.workflows.recording import record_run
